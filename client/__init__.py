@@ -1,0 +1,1 @@
+"""One person's device: stores events, trains under a privacy budget, ranks, and never sends behaviour."""

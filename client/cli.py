@@ -1,0 +1,91 @@
+"""`homerank-client`: one person's device."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from shared.terminal import emit_json, run_cli
+
+app = typer.Typer(
+    help="One person's device: learns and ranks here, and never sends behaviour.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+
+@app.callback()
+def _program() -> None:
+    """One person's device: learns and ranks here, and never sends behaviour."""
+
+
+@app.command()
+def join(
+    invitation: Annotated[
+        Path, typer.Argument(metavar="INVITATION", help="The invitation.json of the server's operator.")
+    ],
+    home: Annotated[Path, typer.Option(help="The device's folder; made when missing.", metavar="FOLDER")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The first time: a data folder with this person's history.", metavar="FOLDER"),
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="Whose history it is, when it holds several.")] = None,
+    privacy: Annotated[
+        str, typer.Option(help="event: refuse rounds without privacy; none: accept them.")
+    ] = "event",
+    trust: Annotated[
+        str, typer.Option(help="aggregate: rely on noise in the sum; local: only on this device's own.")
+    ] = "aggregate",
+    epsilon: Annotated[float, typer.Option(min=0, help="This device's budget over its life.")] = 8.0,
+    delta: Annotated[float, typer.Option(min=0, max=0.5, help="Delta at which epsilon is stated.")] = 1e-5,
+    keys_only: Annotated[
+        bool,
+        typer.Option("--keys-only", help="Make the device's keys, print the public key's path, and stop."),
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the server.")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Take part in training until Ctrl-C. INVITATION is the file the server's operator gives out.
+
+    The first time: join with --keys-only, have the server's operator register the public key, then join
+    with --data.
+    """
+    from client.deployment import DeviceHome, Invitation, create_keys
+    from client.deployment import join as take_part
+    from client.intake import import_history
+    from shared.errors import DeploymentError
+
+    device = DeviceHome.at(home)
+    invited = Invitation.read(invitation)
+    facts = {"public_key": str(create_keys(device)), "server": invited.address, "joined": not keys_only}
+
+    def report(message: str) -> None:
+        if as_json:
+            emit_json(facts)
+        sys.stderr.write(message + "\n")
+
+    if keys_only:
+        report(f"public key to register: {facts['public_key']}")
+        return
+    settings = device.settings(mode=privacy, trust=trust, epsilon=epsilon, delta=delta)
+    store, catalogue = Path(str(settings["store"])), Path(str(settings["catalogue"]))
+    if data is not None:
+        count = import_history(data, user=user, store=store, catalogue=catalogue)
+        sys.stderr.write(f"imported {count} events; they stay in {store}\n")
+    elif not (store.exists() and catalogue.exists()):
+        raise DeploymentError(f"{home}: found no history; join with --data FOLDER the first time")
+    take_part(
+        device,
+        invited,
+        node_config=settings,
+        timeout=timeout,
+        on_ready=lambda: report(f"joined {invited.address}; leave with Ctrl-C"),
+    )
+
+
+def main() -> NoReturn:
+    """Entry point of the installed program."""
+    run_cli(app, "homerank-client")

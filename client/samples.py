@@ -1,0 +1,82 @@
+"""From events to training windows and ranking histories.
+
+Each training event lies in exactly one window: window w holds training events w*L to (w+1)*L - 1, counted
+from the first. New events never move old ones to another window, which is what makes a window a unit of
+privacy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.store import History, Role
+from shared.model import GAP_BUCKETS, GAP_EDGES, IGNORE, Windows
+from shared.schema import POSITIVE_KINDS, SEEN_KINDS
+
+_POSITIVE = [int(kind) for kind in POSITIVE_KINDS]
+_SEEN = [int(kind) for kind in SEEN_KINDS]
+
+
+def training_windows(history: History, *, length: int) -> Windows:
+    """All training windows of a device, (W, L); W is 0 when there is nothing to train on."""
+    events = history[history.roles == Role.TRAIN]
+    parts = [events[start : start + length] for start in range(0, len(events), length)]
+    return stack_windows([part for part in parts if len(part)], length=length, with_targets=True)
+
+
+def ranking_windows(histories: Sequence[History], *, length: int) -> Windows:
+    """The newest `length` events of each history, one row each, without targets."""
+    return stack_windows([history[-length:] for history in histories], length=length, with_targets=False)
+
+
+def stack_windows(parts: Sequence[History], *, length: int, with_targets: bool) -> Windows:
+    """Pad pieces of at most `length` events on the right into one batch."""
+    shape = (len(parts), length)
+    arrays = {
+        "items": np.zeros(shape, dtype=np.int64),
+        "kinds": np.zeros(shape, dtype=np.int64),
+        "gaps": np.full(shape, GAP_BUCKETS - 1, dtype=np.int64),
+        "content": np.zeros(shape, dtype=np.bool_),
+        "seen": np.zeros(shape, dtype=np.bool_),
+        "targets": np.full(shape, IGNORE, dtype=np.int64),
+        "real": np.zeros(shape, dtype=np.bool_),
+    }
+    for row, part in enumerate(parts):
+        count = len(part)
+        arrays["items"][row, :count] = part.items
+        arrays["kinds"][row, :count] = part.kinds
+        arrays["gaps"][row, :count] = gap_buckets(part.times)
+        arrays["content"][row, :count] = np.isin(part.kinds, _POSITIVE)
+        arrays["seen"][row, :count] = np.isin(part.kinds, _SEEN)
+        arrays["real"][row, :count] = True
+        if with_targets:
+            arrays["targets"][row, :count] = next_targets(part)
+    return Windows(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def next_targets(part: History) -> NDArray[np.int64]:
+    """For each event the next positive event's item within the piece, IGNORE if there is none; int64 (n,)."""
+    targets = np.full(len(part), IGNORE, dtype=np.int64)
+    upcoming = IGNORE
+    positive = np.isin(part.kinds, _POSITIVE)
+    for position in range(len(part) - 1, -1, -1):
+        targets[position] = upcoming
+        if positive[position]:
+            upcoming = int(part.items[position])
+    return targets
+
+
+def gap_buckets(times: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Bucket of the time since the previous event, int64 (n,); the last is "unknown" (also the first)."""
+    gaps = np.diff(times, prepend=np.nan)
+    buckets = np.searchsorted(np.array(GAP_EDGES), gaps, side="left")
+    return np.where(np.isnan(gaps), GAP_BUCKETS - 1, buckets).astype(np.int64)
+
+
+def seen_items(history: History) -> NDArray[np.int64]:
+    """Catalogue indices a ranking leaves out: items consumed or skipped."""
+    return np.unique(history.items[np.isin(history.kinds, _SEEN)])

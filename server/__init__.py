@@ -1,0 +1,1 @@
+"""The aggregation server: it sees updates, never events."""

@@ -1,0 +1,35 @@
+"""The Flower ServerApp: runs the experiment whose folder the run configuration (`out`) or $HOMERANK_RUN names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from server.strategy import Strategy
+from shared.artifacts import load_catalogue
+from shared.config import load_config
+from shared.errors import RunError
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run or continue the experiment to its end."""
+    folder = str(context.run_config.get("out") or os.environ.get("HOMERANK_RUN", ""))
+    if not folder:
+        raise RunError(
+            "found no run folder; make one with `homerank-simulate run --prepare-only --out FOLDER` and pass"
+            " --run-config 'out=\"FOLDER\"'"
+        )
+    path = Path(folder)
+    strategy = Strategy(
+        load_config(path / "config.toml"),
+        load_catalogue(path / "items.jsonl"),
+        folder=path,
+        deliver=bool(context.run_config.get("deliver", False)),
+    )
+    strategy.run(grid)

@@ -1,0 +1,123 @@
+"""`homerank-server`: start the aggregation server, let devices in, run rounds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from shared.terminal import emit_json, run_cli
+
+app = typer.Typer(
+    help="The aggregation server. It sees updates, never events.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment folder.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+@app.callback()
+def _program() -> None:
+    """The aggregation server. It sees updates, never events."""
+
+
+@app.command()
+def start(
+    folder: Folder,
+    port: Annotated[
+        int,
+        typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 keeps the last one or picks a free one."),
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """Start the server on this machine and keep it running until Ctrl-C.
+
+    The first start makes DIR with its certificates. Hand DIR/invitation.json to the devices.
+    """
+    from time import sleep
+
+    from server.deployment import running_server
+    from shared.errors import DeploymentError
+
+    with running_server(folder, port=port) as (deployment, server):
+        if as_json:
+            emit_json({"address": deployment.address, "invitation": str(deployment.invitation)})
+        _note(f"ready at {deployment.address}; invitation for devices: {deployment.invitation}")
+        while server.exit_code is None:
+            sleep(0.5)
+        raise DeploymentError(f"the server ended; end of {server.log}:\n{server.tail()}")
+
+
+@app.command()
+def register(
+    folder: Folder,
+    public_key: Annotated[Path, typer.Argument(metavar="KEY.pub", help="The device's public key.")],
+    as_json: Json = False,
+) -> None:
+    """Let the device with this public key join. The server must be running."""
+    from server.runs import register as register_key
+
+    node_id = register_key(folder, public_key)
+    if as_json:
+        # A string, because a 64-bit node id does not survive every JSON reader.
+        emit_json({"node_id": str(node_id), "public_key": str(public_key)})
+    else:
+        _note(f"registered {public_key} as node {node_id}")
+
+
+@app.command()
+def run(
+    folder: Folder,
+    catalogue: Annotated[
+        Path, typer.Option(help="The items file: csv, jsonl or parquet (see docs/data.md).", metavar="FILE")
+    ],
+    rounds: Annotated[int | None, typer.Option(min=1, help="How many rounds to run.")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Wait until so many devices are connected.")] = 1,
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration file (TOML) of the federation.", metavar="FILE")
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="One setting, section.key=value; may be repeated.", metavar="KEY=VALUE"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the run is saved; DIR/run unless given.", metavar="FOLDER")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds the whole run may take.")] = 24 * 3600.0,
+    as_json: Json = False,
+) -> None:
+    """Run rounds of training with the devices that have joined, ship the adapter to them, and wait for the end.
+
+    Without a configuration, rounds are private (event, aggregate, epsilon 8 at delta 1e-5). A run that was
+    interrupted goes on when it is given the same folder and settings.
+    """
+    from server.runs import RunValue, prepare_run, run_rounds
+
+    # Absolute, because the ServerApp runs in the deployment folder.
+    target = (out or folder / "run").expanduser().resolve()
+    assignments = [
+        *(setting or []),
+        *([f"federation.rounds={rounds}"] if rounds else []),
+        f"federation.minimum_devices={devices}",
+    ]
+    prepare_run(target, catalogue=catalogue, config=config, assignments=assignments)
+    settings: dict[str, RunValue] = {"out": str(target), "deliver": True}
+    run_id = run_rounds(folder, run_config=settings, timeout=timeout, on_line=_note)
+    if as_json:
+        emit_json({"run_id": str(run_id), "out": str(target), "adapter": str(target / "adapter")})
+    else:
+        _note(f"run {run_id} completed; adapter in {target / 'adapter'}")
+
+
+def _note(line: str) -> None:
+    """Progress goes to stderr; stdout is for results."""
+    sys.stderr.write(line + "\n")
+
+
+def main() -> NoReturn:
+    """Entry point of the installed program."""
+    run_cli(app, "homerank-server")

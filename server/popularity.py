@@ -1,0 +1,24 @@
+"""From a released, noisy count to the log popularity the scorer adds.
+
+Everything here is post-processing of a release plus public facts (the noise that was added), so it costs nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def log_popularity(counts: NDArray[np.float64], *, noise_std: float) -> NDArray[np.float32]:
+    """Centred log popularity, float32 (N,).
+
+    Noisy counts are shrunk towards their mean by the share of their variance that noise explains (James & Stein
+    1961), so counts that are all noise give a flat popularity instead of a random one. Without noise nothing is
+    shrunk.
+    """
+    mean = float(counts.mean())
+    spread = float(counts.var())
+    kept = max(0.0, 1.0 - noise_std**2 / spread) if spread > 0 else 0.0
+    shrunk = np.maximum(mean + kept * (counts - mean), 0.0)
+    logs = np.log1p(shrunk)
+    return (logs - logs.mean()).astype(np.float32)

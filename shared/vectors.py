@@ -1,0 +1,115 @@
+"""Item vectors: encoded once from public text, whitened, cached on disk by content.
+
+Everything here is computed from the catalogue and the frozen backbone, both public, so it costs no privacy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.backbone import MAX_TEXT_TOKENS, Backbone, encode_texts
+from shared.catalogue import Catalogue
+from shared.errors import BackboneError, ConfigError
+
+#: Change when the computation changes: an old cache is then not used.
+CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ItemVectors:
+    """Three views of the same item vectors, all float32.
+
+    plain: (N, d) centred, unit length; cosine similarity works without training.
+    token: (N, d) whitened, root-mean-square 1 per entry; what the history trunk reads.
+    output: (N, k) whitened by `whitening`, cut to the k leading directions, root-mean-square length
+    `output_scale`; what the output projection predicts.
+    """
+
+    plain: NDArray[np.float32]
+    token: NDArray[np.float32]
+    output: NDArray[np.float32]
+
+
+def cache_folder() -> Path:
+    """$HOMERANK_CACHE, else $XDG_CACHE_HOME/homerank, else ~/.cache/homerank."""
+    if chosen := os.environ.get("HOMERANK_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "homerank"
+
+
+def raw_vectors(
+    backbone: Backbone, catalogue: Catalogue, *, cache: Path | None = None
+) -> NDArray[np.float32]:
+    """The backbone's vectors of the catalogue, float32 (N, d), cached by backbone and texts.
+
+    A cache file that is damaged or of another shape is computed again and replaced.
+    """
+    folder = cache or cache_folder()
+    settings = f"{CACHE_VERSION}:{MAX_TEXT_TOKENS}:{backbone.digest}:{catalogue.fingerprint}"
+    path = folder / "vectors" / f"{hashlib.sha256(settings.encode()).hexdigest()[:32]}.npy"
+    expected = (len(catalogue), backbone.hidden)
+    cached = _read_cached(path, expected)
+    if cached is not None:
+        return cached
+    vectors = encode_texts(backbone, catalogue.texts)
+    if not np.isfinite(vectors).all():
+        raise BackboneError(
+            f"backbone {backbone.name!r} gave vectors that are not finite; its weights are unusable"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    with partial.open("wb") as handle:
+        np.save(handle, vectors, allow_pickle=False)
+    partial.replace(path)
+    return vectors
+
+
+def _read_cached(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+    try:
+        with path.open("rb") as handle:  # numpy.load would also open zip files
+            found = np.lib.format.read_array(handle, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError):
+        return None
+    usable = found.shape == shape and found.dtype == np.float32 and bool(np.isfinite(found).all())
+    return found if usable else None
+
+
+def make_views(
+    raw: NDArray[np.float32], *, whitening: float, output_dim: int, output_scale: float
+) -> ItemVectors:
+    """Build the three views from raw vectors (N, d).
+
+    whitening: exponent alpha in [0, 1]; each principal direction is scaled by variance ** (-alpha / 2), so 0
+    leaves the spectrum as it is and 1 makes it flat. output_dim: k, cut to d where it is larger.
+    """
+    if not 0.0 <= whitening <= 1.0:
+        raise ConfigError(f"found model.whitening = {whitening}; expected 0 to 1")
+    count, width = raw.shape  # (N, d)
+    output_dim = min(output_dim, width)
+    centred = raw.astype(np.float64) - raw.mean(axis=0, dtype=np.float64)
+    variance, directions = np.linalg.eigh(centred.T @ centred / count)
+    variance, directions = variance[::-1], directions[:, ::-1]
+    floor = max(float(variance[0]) * 1e-6, 1e-12)
+    rotated = centred @ directions  # (N, d), leading direction first
+    token = rotated / np.sqrt(np.maximum(variance, floor))
+    output = rotated[:, :output_dim] * np.maximum(variance[:output_dim], floor) ** (-whitening / 2)
+    return ItemVectors(
+        plain=_unit(centred),
+        token=(token / _rms(token)).astype(np.float32),
+        output=(output * (output_scale / (_rms(output) * np.sqrt(output_dim)))).astype(np.float32),
+    )
+
+
+def _unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows / np.maximum(norms, 1e-12)).astype(np.float32)
+
+
+def _rms(values: NDArray[np.float64]) -> float:
+    return max(float(np.sqrt(np.mean(values**2))), 1e-12)

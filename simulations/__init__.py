@@ -1,0 +1,1 @@
+"""Many virtual devices on one machine: federated runs, evaluation and reports."""

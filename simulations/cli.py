@@ -1,0 +1,133 @@
+"""`homerank-simulate`: federated simulations on one machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from shared.terminal import emit_json, run_cli
+
+app = typer.Typer(
+    help="Federated simulations on one machine: train privately over virtual devices, and rank.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Look at behaviour data before using it.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Exactly one JSON object on stdout; everything else on stderr.")
+]
+
+
+@app.command()
+def run(
+    data: Annotated[str | None, typer.Option(help="`world`, or a data folder (see docs/data.md).")] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="A named experiment that ships with homerank, for example ml-1m.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A configuration file (TOML).", metavar="FILE")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="One setting, section.key=value; may be repeated.", metavar="KEY=VALUE"),
+    ] = None,
+    privacy: Annotated[str | None, typer.Option(help="none or event.")] = None,
+    trust: Annotated[str | None, typer.Option(help="aggregate or local.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Budget of one device over its life.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Delta at which epsilon is stated.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Training rounds.")] = None,
+    cohort: Annotated[int | None, typer.Option(help="Planned devices per round.")] = None,
+    aggregation: Annotated[str | None, typer.Option(help="alternate, ffa or fedit.")] = None,
+    engine: Annotated[str | None, typer.Option(help="inline or ray.")] = None,
+    split: Annotated[str | None, typer.Option(help="leave-one-out or temporal.")] = None,
+    min_item_count: Annotated[int | None, typer.Option(help="Drop items with fewer interactions.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the run; a new one under runs/ unless given.", metavar="FOLDER"),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Continue the run in this folder; takes no other setting.", metavar="FOLDER"),
+    ] = None,
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare-only", help="Make the run folder and stop, to use it with `flwr run`.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train over virtual devices and rank their test items."""
+    from simulations import session
+
+    chosen = {
+        "data.source": data,
+        "privacy.mode": privacy,
+        "privacy.trust": trust,
+        "privacy.epsilon": epsilon,
+        "privacy.delta": delta,
+        "federation.rounds": rounds,
+        "federation.cohort": cohort,
+        "federation.aggregation": aggregation,
+        "federation.engine": engine,
+        "data.split": split,
+        "data.min_item_count": min_item_count,
+        "seed": seed,
+    }
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if resume is not None:
+        session.refuse_with_resume(given, others=[experiment, config, setting, out])
+        result = session.continue_run(resume)
+    else:
+        settings = session.build_config(
+            experiment=experiment, file=config, assignments=setting or [], options=given
+        )
+        result = session.new_run(settings, out, prepare_only=prepare_only)
+    if as_json:
+        emit_json(result)
+    else:
+        session.print_result(result)
+
+
+@data_app.command("check")
+def check(
+    path: Annotated[str, typer.Argument(help="A data folder, or `world`.")],
+    as_json: Json = False,
+) -> None:
+    """Report what a data set at PATH holds, or where it is broken."""
+    import dataclasses
+
+    from shared.datasets import inspect
+    from simulations.sources import open_source
+
+    report = dataclasses.asdict(inspect(open_source(path)))
+    if as_json:
+        emit_json(report)
+        return
+    from simulations.console import data_table, terminal
+
+    terminal().print(data_table(report))
+
+
+@app.command()
+def recommend(
+    run_folder: Annotated[
+        Path, typer.Option("--run", help="The folder of a finished run.", metavar="FOLDER")
+    ],
+    user: Annotated[str, typer.Option(help="A user of that run.")],
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Rank the catalogue for one user with the run's adapter: titles, scores, and the history it came from."""
+    from simulations import session
+
+    answer = session.recommend(run_folder, user=user, k=k)
+    if as_json:
+        emit_json(answer)
+    else:
+        session.print_recommendations(answer)
+
+
+def main() -> NoReturn:
+    """Entry point of the installed program."""
+    run_cli(app, "homerank-simulate")

@@ -1,0 +1,17 @@
+"""Where a simulation's behaviour comes from: the embedded world, or a folder."""
+
+from __future__ import annotations
+
+from shared.datasets import Interactions, load_data
+
+
+def open_source(source: str, *, seed: int = 0, min_item_count: int = 0) -> Interactions:
+    """`world` is the synthetic world drawn from `seed`; anything else is a folder as in `docs/data.md`.
+
+    min_item_count: drop items with fewer events than this; 0 keeps all. Raises DataError for a bad folder.
+    """
+    if source == "world":
+        from simulations.world import make_world
+
+        return make_world(seed).interactions.with_min_item_count(min_item_count)
+    return load_data(source, min_item_count=min_item_count)

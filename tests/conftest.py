@@ -1,0 +1,24 @@
+"""Fixtures every test folder may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """Find a real data folder under HOMERANK_DATA, else `../shared/data`; skip without it."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(os.environ.get("HOMERANK_DATA") or default)
+
+    def find(name: str) -> Path:
+        folder = root / name
+        if not folder.is_dir():
+            pytest.skip(f"no real data at {folder}; set HOMERANK_DATA to a folder that holds {name}")
+        return folder
+
+    return find

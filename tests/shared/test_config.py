@@ -1,0 +1,236 @@
+"""Configuration: typed, documented, used, and refused with a reason where it would break a guarantee."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.config import (
+    _BOUNDS,
+    Config,
+    Data,
+    Model,
+    Privacy,
+    Training,
+    describe,
+    load_config,
+    merge,
+    override,
+    to_toml,
+)
+from shared.config_docs import configuration_markdown
+from shared.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = [name for name, _, _ in describe()]
+
+
+def other_value(name: str, default: Any) -> Any:
+    """A legal value that is not the default."""
+    choices = {
+        "data.split": "temporal",
+        "privacy.mode": "event",
+        "privacy.trust": "local",
+        "federation.engine": "ray",
+        "federation.sampling": "poisson",
+        "federation.aggregation": "ffa",
+        "federation.server_optimizer": "sgd",
+    }
+    if name in choices:
+        return choices[name]
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, tuple):
+        return ("k",)
+    if isinstance(default, str):
+        return f"{default}-other"
+    low, high = next(((low, high) for key, low, high in _BOUNDS if key == name), (0, 10))
+    candidate = default / 2 if isinstance(default, float) else default + 1
+    return candidate if low <= candidate <= high and candidate != default else type(default)(high)
+
+
+def everything_changed() -> Config:
+    tree: dict[str, Any] = {}
+    for name, default, _ in describe():
+        section, _, key = name.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[key] = other_value(name, default)
+    return merge(Config(), tree)
+
+
+def test_defaults_survive_a_dict_and_a_toml_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    for config in (Config(), everything_changed()):
+        assert Config.from_dict(config.to_dict()) == config
+        file.write_text(to_toml(config), encoding="utf-8")
+        assert load_config(file) == config
+
+
+def test_the_changed_config_has_no_default_left() -> None:
+    changed = everything_changed()
+    for name, default, _ in describe():
+        value: Any = changed
+        for part in name.split("."):
+            value = getattr(value, part)
+        assert value != default, name
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=30))
+def test_any_text_survives_a_toml_file(text: str) -> None:
+    config = Config(data=Data(source=text))
+    assert Config.from_dict(tomllib.loads(to_toml(config))) == config
+
+
+@given(st.floats(1e-6, 1e4), st.floats(1e-300, 0.5))
+def test_any_float_survives_a_toml_file(epsilon: float, delta: float) -> None:
+    config = Config(privacy=Privacy(epsilon=epsilon, delta=delta))
+    assert Config.from_dict(tomllib.loads(to_toml(config))) == config
+
+
+@pytest.mark.parametrize(("name", "_default", "text"), describe())
+def test_every_field_is_documented(name: str, _default: Any, text: str) -> None:
+    assert len(text) > 10, name
+    assert text == text.strip()
+
+
+def sources() -> str:
+    files = [
+        file
+        for folder in ("shared", "client", "server", "simulations")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        if file.name not in ("config.py", "config_docs.py")
+    ]
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_every_field_is_used(name: str) -> None:
+    """Read as an attribute (`.field`) or, on a device, out of the manifest's settings (`["field"]`)."""
+    field = name.rpartition(".")[2]
+    found = re.search(rf'\.{field}\b(?!\s*\()|\["{field}"\]', sources())
+    assert found, f"{name} is never read; remove the setting or use it"
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_every_number_has_bounds(name: str) -> None:
+    default = dict((row[0], row[1]) for row in describe())[name]
+    if isinstance(default, int | float) and not isinstance(default, bool):
+        section, _, key = name.rpartition(".")
+        for value in (math.inf, math.nan, -1.0) if isinstance(default, float) else (-1, 2**63):
+            with pytest.raises(ConfigError, match=re.escape(name)):
+                Config.from_dict({section: {key: value}} if section else {key: value})
+
+
+def test_the_page_on_configuration_is_up_to_date() -> None:
+    committed = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert committed == configuration_markdown(), "run python -m shared.config_docs > docs/configuration.md"
+
+
+def test_the_page_on_configuration_has_every_key() -> None:
+    page = configuration_markdown()
+    for name, _, text in describe():
+        assert f"| `{name.rpartition('.')[2]}` |" in page
+        assert text.replace("|", "&#124;") in page
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert all(line.count("|") == 4 for line in rows)
+    assert len(rows) == len(KEYS)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"modle": {}}, r"unknown setting 'modle'"),
+        ({"model": {"block": 2}}, r"unknown setting 'model.block'. Did you mean 'model.blocks'"),
+        ({"model": {"rounds": 2}}, r"unknown setting 'model.rounds'. Did you mean 'federation.rounds'"),
+        ({"epsilon": 2.0}, r"unknown setting 'epsilon'. Did you mean 'privacy.epsilon'"),
+        ({"zzz": 1}, r"unknown setting 'zzz'. Sections: seed, data, model"),
+        ({"model": 3}, r"model: found 3; expected a table"),
+        ({"seed": {"x": 1}}, r"seed: found \{'x': 1\}; expected int"),
+        ({"model": {"blocks": "2"}}, r"model.blocks: found '2'; expected int \(default 2\)"),
+        ({"model": {"blocks": 2.0}}, r"model.blocks: found 2.0; expected int"),
+        ({"model": {"blocks": True}}, r"model.blocks: found True; expected int"),
+        ({"model": {"gamma": True}}, r"model.gamma: found True; expected float"),
+        ({"model": {"event_context": 1}}, r"model.event_context: found 1; expected bool"),
+        ({"lora": {"targets": "q"}}, r"lora.targets: found 'q'; expected a list of names"),
+        ({"lora": {"targets": [1]}}, r"lora.targets: found \[1\]; expected a list of names"),
+        ({"privacy": {"mode": "evnt"}}, r"privacy.mode: found 'evnt'.*Did you mean 'event'"),
+        ({"privacy": {"trust": "server"}}, r"expected one of aggregate, local"),
+        ({"federation": {"aggregation": "flora"}}, r"expected one of alternate, ffa, fedit"),
+        ({"privacy": {"delta": 0.9}}, r"privacy.delta: found 0.9; expected 1e-300 to 0.5"),
+        ({"privacy": {"epsilon": 0}}, r"privacy.epsilon: found 0"),
+        ({"training": {"window_sample_rate": 0}}, r"training.window_sample_rate"),
+        (
+            {"privacy": {"popularity_share": 0.6, "validation_share": 0.4}},
+            r"add up to 1; training gets nothing",
+        ),
+    ],
+)
+def test_bad_values_are_refused_by_name(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config.from_dict(values)
+
+
+def test_whole_numbers_are_accepted_where_a_float_is_wanted() -> None:
+    assert Config.from_dict({"model": {"gamma": 3}}).model.gamma == 3.0
+    assert isinstance(Config.from_dict({"model": {"gamma": 3}}).model.gamma, float)
+
+
+def test_several_local_steps_need_local_trust_when_noise_is_shared() -> None:
+    several = {"training": {"local_steps": 2}}
+    with pytest.raises(ConfigError, match="carries only a share of the noise.*trust = 'local'"):
+        Config.from_dict({**several, "privacy": {"mode": "event", "trust": "aggregate"}})
+    Config.from_dict({**several, "privacy": {"mode": "event", "trust": "local"}})
+    Config.from_dict({**several, "privacy": {"mode": "none", "trust": "aggregate"}})
+    with pytest.raises(ConfigError):  # through the constructor as well
+        Config(training=Training(local_steps=2), privacy=Privacy(mode="event"))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "read"),
+    [
+        ("seed=5", lambda config: config.seed == 5),
+        ("model.blocks=3", lambda config: config.model.blocks == 3),
+        ("model.gamma = 3", lambda config: config.model.gamma == 3.0),
+        ("data.source=../data/ml-1m", lambda config: config.data.source == "../data/ml-1m"),
+        ('data.source="a=b"', lambda config: config.data.source == "a=b"),
+        ("lora.targets=['q', 'k']", lambda config: config.lora.targets == ("q", "k")),
+        ("model.event_context=false", lambda config: config.model.event_context is False),
+    ],
+)
+def test_one_key_is_overridden_and_the_rest_stays(assignment: str, read: Callable[[Config], bool]) -> None:
+    start = Config(model=Model(output_rank=7))
+    config = override(start, assignment)
+    assert read(config)
+    assert config.model.output_rank == 7
+    assert start == Config(model=Model(output_rank=7))
+
+
+@pytest.mark.parametrize(
+    "assignment", ["model.blocks", "", "=1", "model=3", "seed.x=1", "model.blocks.x=1", "model.blocks=two"]
+)
+def test_bad_overrides_are_refused(assignment: str) -> None:
+    with pytest.raises(ConfigError):
+        override(Config(), assignment)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="found no readable file"):
+        load_config(tmp_path / "absent.toml")
+    broken = tmp_path / "broken.toml"
+    for content in (b"[model\n", b"\xff\xfe", b"seed = 1\nseed = 2"):
+        broken.write_bytes(content)
+        with pytest.raises(ConfigError, match="invalid TOML"):
+            load_config(broken)
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().seed = 1  # type: ignore[misc]

@@ -1,0 +1,159 @@
+"""Item vectors: whitening by hand, and a cache that is used when it is right and only then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import shared.vectors
+from shared.backbone import Backbone, open_backbone
+from shared.catalogue import Catalogue
+from shared.errors import BackboneError, ConfigError
+from shared.schema import Item
+from shared.vectors import cache_folder, make_views, raw_vectors
+
+
+@pytest.fixture
+def raw() -> np.ndarray:
+    """200 rows in 8 dimensions with very different variances and an offset."""
+    generator = np.random.default_rng(0)
+    mixing = np.linalg.qr(generator.normal(size=(8, 8)))[0]
+    spread = generator.normal(size=(200, 8)) * np.array([8, 5, 4, 3, 2, 1, 0.5, 0.1])
+    return (spread @ mixing + 100.0).astype(np.float32)
+
+
+def spectrum(rows: np.ndarray) -> np.ndarray:
+    centred = rows.astype(np.float64) - rows.mean(0, dtype=np.float64)
+    return np.linalg.eigvalsh(centred.T @ centred / len(rows))[::-1]
+
+
+def test_plain_vectors_are_centred_and_of_unit_length(raw: np.ndarray) -> None:
+    plain = make_views(raw, whitening=0.5, output_dim=4, output_scale=1.0).plain
+    centred = raw - raw.mean(0)
+    assert plain.dtype == np.float32
+    np.testing.assert_allclose(plain, centred / np.linalg.norm(centred, axis=1, keepdims=True), atol=1e-4)
+
+
+def test_token_vectors_have_a_flat_spectrum_and_entries_of_size_one(raw: np.ndarray) -> None:
+    token = make_views(raw, whitening=0.0, output_dim=4, output_scale=1.0).token
+    assert token.shape == raw.shape
+    np.testing.assert_allclose(spectrum(token), np.ones(8), rtol=1e-3)
+    assert np.sqrt(np.mean(token.astype(np.float64) ** 2)) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_whitening_of_one_is_flat_and_of_zero_leaves_the_spectrum(raw: np.ndarray) -> None:
+    original = spectrum(raw)
+    for alpha in (0.0, 0.5, 1.0):
+        output = make_views(raw, whitening=alpha, output_dim=8, output_scale=3.0).output
+        expected = original ** (1 - alpha)
+        np.testing.assert_allclose(spectrum(output) / spectrum(output)[0], expected / expected[0], rtol=2e-3)
+
+
+def test_output_vectors_keep_the_leading_directions_at_the_asked_length(raw: np.ndarray) -> None:
+    whole = make_views(raw, whitening=0.5, output_dim=8, output_scale=3.0).output
+    cut = make_views(raw, whitening=0.5, output_dim=3, output_scale=3.0).output
+    assert cut.shape == (200, 3)
+    np.testing.assert_allclose(cut / cut[0, 0], whole[:, :3] / whole[0, 0], rtol=1e-4)
+    for output in (whole, cut):
+        lengths = np.linalg.norm(output.astype(np.float64), axis=1)
+        assert np.sqrt(np.mean(lengths**2)) == pytest.approx(3.0, rel=1e-5)
+    assert make_views(raw, whitening=0.5, output_dim=384, output_scale=3.0).output.shape == (200, 8)
+
+
+def test_two_items_by_hand() -> None:
+    """Rows (3, 0) and (1, 0): centred (1, 0) and (-1, 0), all variance in one direction."""
+    views = make_views(
+        np.array([[3, 0], [1, 0]], dtype=np.float32), whitening=1.0, output_dim=1, output_scale=2.0
+    )
+    np.testing.assert_allclose(views.plain, [[1, 0], [-1, 0]], atol=1e-6)
+    np.testing.assert_allclose(np.abs(views.output), [[2], [2]], rtol=1e-6)
+    assert views.output[0, 0] == -views.output[1, 0]
+
+
+@pytest.mark.parametrize("rows", [np.zeros((3, 4)), np.ones((1, 4)), np.full((5, 4), 1e4)])
+def test_vectors_that_are_all_alike_give_finite_views(rows: np.ndarray) -> None:
+    views = make_views(rows.astype(np.float32), whitening=1.0, output_dim=2, output_scale=1.0)
+    for view in (views.plain, views.token, views.output):
+        assert np.isfinite(view).all()
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
+def test_whitening_outside_its_range_is_refused(raw: np.ndarray, alpha: float) -> None:
+    with pytest.raises(ConfigError, match="expected 0 to 1"):
+        make_views(raw, whitening=alpha, output_dim=2, output_scale=1.0)
+
+
+class Encoder:
+    """Stands in for the backbone's text encoder and counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.bad = False
+
+    def __call__(self, backbone: Backbone, texts: list[str]) -> np.ndarray:
+        self.calls += 1
+        rows = np.array([[len(text), self.calls] for text in texts], dtype=np.float32)
+        return np.pad(rows, ((0, 0), (0, backbone.hidden - 2))) * (np.nan if self.bad else 1)
+
+
+@pytest.fixture
+def encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
+    counting = Encoder()
+    monkeypatch.setattr(shared.vectors, "encode_texts", counting)
+    return counting
+
+
+def shelf(*titles: str) -> Catalogue:
+    return Catalogue(tuple(Item(id=f"i{n}", title=title, text=title) for n, title in enumerate(titles)))
+
+
+def test_the_same_catalogue_is_encoded_once(tmp_path: Path, encoder: Encoder) -> None:
+    backbone = open_backbone("tiny-bert")
+    first = raw_vectors(backbone, shelf("a", "bb"), cache=tmp_path)
+    again = raw_vectors(backbone, shelf("a", "bb"), cache=tmp_path)
+    assert encoder.calls == 1
+    np.testing.assert_array_equal(first, again)
+    assert [file.suffix for file in (tmp_path / "vectors").iterdir()] == [".npy"]  # nothing half-written
+
+
+def test_another_text_or_backbone_is_encoded_anew(tmp_path: Path, encoder: Encoder) -> None:
+    raw_vectors(open_backbone("tiny-bert"), shelf("a", "bb"), cache=tmp_path)
+    raw_vectors(open_backbone("tiny-bert"), shelf("a", "cc"), cache=tmp_path)
+    raw_vectors(open_backbone("tiny-gpt2"), shelf("a", "bb"), cache=tmp_path)
+    assert encoder.calls == 3
+
+
+def test_a_damaged_cache_is_computed_again_and_replaced(tmp_path: Path, encoder: Encoder) -> None:
+    backbone, catalogue = open_backbone("tiny-bert"), shelf("a", "bb")
+    raw_vectors(backbone, catalogue, cache=tmp_path)
+    (file,) = (tmp_path / "vectors").iterdir()
+    good = file.read_bytes()
+    wrong = [np.zeros((3, 32), dtype=np.float32), np.zeros((2, 32)), np.full((2, 32), np.nan, np.float32)]
+    damages = [b"", good[:-10], b"junk" * 50, b"PK\x03\x04 no zip"]
+    for number, damage in enumerate([*damages, *wrong], start=2):
+        if isinstance(damage, bytes):
+            file.write_bytes(damage)
+        else:
+            np.save(file, damage)
+        found = raw_vectors(backbone, catalogue, cache=tmp_path)
+        assert encoder.calls == number
+        assert found[0, 1] == number
+        np.testing.assert_array_equal(raw_vectors(backbone, catalogue, cache=tmp_path), found)
+        assert encoder.calls == number
+
+
+def test_vectors_that_are_not_finite_are_refused_and_not_kept(tmp_path: Path, encoder: Encoder) -> None:
+    encoder.bad = True
+    with pytest.raises(BackboneError, match="not finite"):
+        raw_vectors(open_backbone("tiny-bert"), shelf("a"), cache=tmp_path)
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_the_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("HOMERANK_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "homerank"
+    monkeypatch.setenv("HOMERANK_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
