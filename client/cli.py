@@ -33,9 +33,7 @@ def join(
         typer.Option(help="The first time: a data folder with this person's history.", metavar="FOLDER"),
     ] = None,
     user: Annotated[str | None, typer.Option(help="Whose history it is, when it holds several.")] = None,
-    privacy: Annotated[
-        str, typer.Option(help="event: refuse rounds without privacy; none: accept them.")
-    ] = "event",
+    privacy: Annotated[str, typer.Option(help="event: refuse rounds without privacy; none: accept them.")] = "event",
     trust: Annotated[
         str, typer.Option(help="aggregate: rely on noise in the sum; local: only on this device's own.")
     ] = "aggregate",

@@ -219,9 +219,7 @@ def join(
         on_ready()
         while node.exit_code is None:
             sleep(0.5)
-        raise DeploymentError(
-            f"the connection to {invitation.address} ended; end of {node.log}:\n{node.tail()}"
-        )
+        raise DeploymentError(f"the connection to {invitation.address} ended; end of {node.log}:\n{node.tail()}")
 
 
 def _supernode_options(home: DeviceHome, invitation: Invitation) -> list[str]:

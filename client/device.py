@@ -24,7 +24,7 @@ from client.store import History, Role, Store
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY, save_adapter
 from shared.catalogue import Catalogue
-from shared.errors import AdapterError, BackboneError, BudgetError, HomerankError, ProtocolError
+from shared.errors import AdapterError, BackboneError, BudgetError, ProtocolError
 from shared.metrics import ndcg, rank_of
 from shared.noise import Noise
 from shared.privacy.ledger import Ledger
@@ -97,12 +97,13 @@ class Device:
         except BudgetError as error:
             log.warning("refused: %s", error)
             return encode_refusal("budget", manifest)
-        except (HomerankError, RuntimeError, ValueError, ArithmeticError, MemoryError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # Flower would send the text of whatever gets out
             log.warning("failed: %s", type(error).__name__)
             return encode_refusal("failed", manifest)
 
     def _comply(self, manifest: Manifest, state: AdapterState, *, question: bytes) -> AdapterState:
         runtime = self._verified_runtime(manifest, state)
+        _check_reply_form(manifest, runtime)
         if manifest.phase == "install":
             return self._keep(runtime, manifest, state)
         noise = Noise.from_dict(manifest.settings.get("noise"))
@@ -180,10 +181,7 @@ class Device:
 
     def _popularity(self, runtime: Runtime, noise: Noise, seed: int | None) -> AdapterState:
         windows = training_windows(self.history(), length=runtime.config.model.history)
-        liked = [
-            items[content]
-            for items, content in zip(windows.items.numpy(), windows.content.numpy(), strict=True)
-        ]
+        liked = [items[content] for items, content in zip(windows.items.numpy(), windows.content.numpy(), strict=True)]
         clip = noise.clip if noise.mode == "event" else math.inf
         counts = trainer.noisy_popularity(
             liked, count=len(self.catalogue), clip=clip, noise_std=noise.share * noise.clip, seed=seed
@@ -217,6 +215,19 @@ class Device:
         # Another window of the same person can move the clipped value from one end to the other.
         noisy = gain + trainer.gaussian(1, std=noise.share * 2 * DIFFERENCE_CLIP, seed=seed)
         return AdapterState({"difference": noisy.astype(np.float32)})
+
+
+def _check_reply_form(manifest: Manifest, runtime: Runtime) -> None:
+    """Refuse an answer that could not be given before anything is charged for it."""
+    trained = runtime.start.shapes
+    known = {
+        "popularity": manifest.reply == {POPULARITY: (len(runtime.catalogue),)},
+        "train": bool(manifest.reply) and manifest.reply.items() <= trained.items(),
+        "validate": manifest.reply == {"difference": (1,)},
+        "install": manifest.reply == {} and POPULARITY in manifest.shapes,
+    }
+    if not known[manifest.phase]:
+        raise ProtocolError(f"found a {manifest.phase} message that asks for something else")
 
 
 def _step(manifest: Manifest, noise: Noise) -> trainer.Step:

@@ -31,25 +31,15 @@ def import_history(data: Path, *, user: str | None, store: Path, catalogue: Path
     opened = Store(store)
     if opened.count():
         opened.close()
-        raise DataError(
-            f"{store}: found a device that has events already; join without --data to go on with it"
-        )
+        raise DataError(f"{store}: found a device that has events already; join without --data to go on with it")
     items = interactions.catalogue.items
     events: list[Row] = []
     for seq, event in enumerate(range(rows.start, rows.stop)):
         time = float(interactions.time[event])
-        role = (
-            Role.VALIDATE
-            if seq == held_out
-            else Role.TRAIN
-            if held_out < 0 or seq < held_out
-            else Role.HISTORY
-        )
+        role = Role.VALIDATE if seq == held_out else Role.TRAIN if held_out < 0 or seq < held_out else Role.HISTORY
         known = None if np.isnan(time) else time
-        events.append(
-            (0, seq, items[interactions.item[event]].id, known, int(interactions.kind[event]), int(role))
-        )
+        events.append((0, seq, items[interactions.item[event]].id, known, int(interactions.kind[event]), int(role)))
+    save_catalogue(interactions.catalogue, catalogue)  # first: a store with events means that all is there
     opened.replace(events)
     opened.close()
-    save_catalogue(interactions.catalogue, catalogue)
     return len(events)

@@ -15,9 +15,7 @@ from shared.schema import Recommendation
 
 
 @torch.inference_mode()
-def score_catalogue(
-    runtime: Runtime, histories: Sequence[History], *, learned: bool = True
-) -> NDArray[np.float32]:
+def score_catalogue(runtime: Runtime, histories: Sequence[History], *, learned: bool = True) -> NDArray[np.float32]:
     """Scores of all items for each history, float32 (B, N).
 
     learned: False leaves the trained part out and gives content + popularity with their start weights.

@@ -74,9 +74,7 @@ class Store:
             self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
             self._db.execute(_SCHEMA)
         except (sqlite3.DatabaseError, OSError) as error:
-            raise DataError(
-                f"{path}: found no usable event store ({error}); expected an SQLite file"
-            ) from None
+            raise DataError(f"{path}: found no usable event store ({error}); expected an SQLite file") from None
 
     def replace(self, rows: Iterable[Row]) -> None:
         """Put in all devices' events, all or nothing; what was there before is gone."""

@@ -98,7 +98,13 @@ def _private_steps(
     optimiser: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> None:
-    hooks = GradSampleHooks(scorer, loss_reduction="sum", strict=False)
+    # Opacus walks over every module of what it is given, several times; the frozen ones are left out.
+    training = [
+        module
+        for module in scorer.modules()
+        if any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+    ]
+    hooks = GradSampleHooks(torch.nn.ModuleList(training), loss_reduction="sum", strict=False)
     private = DPOptimizer(
         optimiser,
         noise_multiplier=step.noise_multiplier,
@@ -127,6 +133,9 @@ def _private_steps(
                 private.zero_grad()
     finally:
         hooks.cleanup()
+        for module in training:  # Opacus leaves these, and a failed step leaves them full
+            vars(module).pop("activations", None)
+            vars(module).pop("max_batch_len", None)
 
 
 def _backward(scorer: Scorer, windows: Windows, table: ItemTable) -> None:

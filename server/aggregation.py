@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.adapter import AdapterState
 from shared.errors import AdapterError, ConfigError
@@ -34,12 +35,7 @@ def trained_names(rule: str, *, round_number: int, names: Sequence[str]) -> tupl
 
     A full output matrix has no partner and always trains.
     """
-    first = {
-        name
-        for name in names
-        for one, two in FACTORS
-        if name.endswith(one) and _swap(name, one, two) in names
-    }
+    first = {name for name in names for one, two in FACTORS if name.endswith(one) and _swap(name, one, two) in names}
     second = {_swap(name, one, two) for name in first for one, two in FACTORS if name.endswith(one)}
     if rule == "fedit":
         left_out: set[str] = set()
@@ -52,26 +48,31 @@ def trained_names(rule: str, *, round_number: int, names: Sequence[str]) -> tupl
     return tuple(sorted(set(names) - left_out))
 
 
-def combine(updates: Iterable[AdapterState], *, planned: int) -> AdapterState:
-    """Uniform mean over the *planned* cohort: missing replies count as zero, and no reply has a say in its weight.
-
-    Summed in float64. Raises AdapterError for no update, a shape mismatch, or more updates than planned devices.
-    """
-    total: dict[str, np.ndarray] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    count = 0
+def add_up(updates: Iterable[AdapterState]) -> AdapterState | None:
+    """The sum of updates, accumulated in float64; None when there is none. AdapterError for a shape mismatch."""
+    total: dict[str, NDArray[np.float64]] = {}
+    shapes: dict[str, tuple[int, ...]] | None = None
     for update in updates:
-        if not count:
+        if shapes is None:
             shapes = update.shapes
             total = {name: np.zeros(shape) for name, shape in shapes.items()}
         if update.shapes != shapes:
             raise AdapterError("found updates of different names or shapes in one round; expected one form")
         for name, array in update.arrays.items():
             total[name] += array
-        count += 1
-    if not 0 < count <= planned:
-        raise AdapterError(f"found {count} updates; expected 1 to {planned}")
-    return AdapterState({name: (array / planned).astype(np.float32) for name, array in total.items()})
+    return None if shapes is None else AdapterState({name: array.astype(np.float32) for name, array in total.items()})
+
+
+def combine(updates: Iterable[AdapterState], *, planned: int) -> AdapterState | None:
+    """Uniform mean over the *planned* cohort K, whatever the number of replies; None when there is none.
+
+    The denominator is fixed: missing replies count as zero, no reply has a say in its weight, and the noise in the
+    result does not depend on who answered.
+    """
+    if planned < 1:
+        raise AdapterError(f"found a planned cohort of {planned}; expected at least 1")
+    total = add_up(updates)
+    return None if total is None else total * (1 / planned)
 
 
 def _swap(name: str, one: str, two: str) -> str:

@@ -73,16 +73,12 @@ def _issue(
         .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), critical=True)
         .add_extension(_key_usage(ca=authority is None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()), critical=False
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()), critical=False)
     )
     if authority:
         names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(HOST))]
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        builder = builder.add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
-        )
+        builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
     return builder.sign(signing_key, hashes.SHA256()), key
 
 
@@ -124,17 +120,13 @@ def _read_pair(certificate: Path, key: Path) -> tuple[x509.Certificate, ec.Ellip
         loaded = load_pem_private_key(key.read_bytes(), password=None)
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
     except (ValueError, TypeError) as error:
-        raise DeploymentError(
-            f"{certificate} or {key} is damaged; expected PEM. Restore both files."
-        ) from error
+        raise DeploymentError(f"{certificate} or {key} is damaged; expected PEM. Restore both files.") from error
     if not isinstance(loaded, ec.EllipticCurvePrivateKey) or found.public_key() != loaded.public_key():
         raise DeploymentError(f"{key} does not belong to {certificate}; restore both files")
     return found, loaded
 
 
-def _write_pair(
-    certificate: Path, key: Path, content: x509.Certificate, private: ec.EllipticCurvePrivateKey
-) -> None:
+def _write_pair(certificate: Path, key: Path, content: x509.Certificate, private: ec.EllipticCurvePrivateKey) -> None:
     """Write key first: a certificate without its key is the worse half."""
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 

@@ -59,10 +59,12 @@ class ServerState:
             arrays = load_arrays(path)
             with safe_open(str(path), framework="numpy") as handle:
                 facts = json.loads(handle.metadata()["state"])
-            adapter = AdapterState(_under("adapter/", arrays))
-            if adapter.shapes != fresh.adapter.shapes:
+            adapter, averaged = AdapterState(_under("adapter/", arrays)), _under("averaged/", arrays)
+            shapes = fresh.adapter.shapes
+            moments = [_under(f"optimiser/{kind}/", arrays) for kind in ("first", "second")]
+            right = adapter.shapes == shapes and (not averaged or AdapterState(averaged).shapes == shapes)
+            if not right or any(shapes.get(name) != a.shape for table in moments for name, a in table.items()):
                 raise AdapterError("its parameters have other names or shapes than this configuration's")
-            averaged = _under("averaged/", arrays)
             fresh.optimiser.restore(_under("optimiser/", arrays), facts["steps"])
             return cls(
                 run=facts["run"],
@@ -75,9 +77,7 @@ class ServerState:
                 outcome=facts["outcome"],
             )
         except (AdapterError, KeyError, TypeError, ValueError) as error:
-            raise RunError(
-                f"{path}: found no usable checkpoint ({error}); start a new run in another folder"
-            ) from None
+            raise RunError(f"{path}: found no usable checkpoint ({error}); start a new run in another folder") from None
 
 
 def _under(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -95,7 +95,10 @@ def run(
     Without a configuration, rounds are private (event, aggregate, epsilon 8 at delta 1e-5). A run that was
     interrupted goes on when it is given the same folder and settings.
     """
+    from server.deployment import Deployment
     from server.runs import RunValue, prepare_run, run_rounds
+
+    Deployment.at(folder)  # nothing is written for a deployment that is not there
 
     # Absolute, because the ServerApp runs in the deployment folder.
     target = (out or folder / "run").expanduser().resolve()

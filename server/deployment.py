@@ -152,9 +152,7 @@ def _write_flower_config(deployment: Deployment) -> None:
 
 
 @contextmanager
-def running_server(
-    folder: Path, *, port: int = 0, timeout: float = 60.0
-) -> Iterator[tuple[Deployment, Child]]:
+def running_server(folder: Path, *, port: int = 0, timeout: float = 60.0) -> Iterator[tuple[Deployment, Child]]:
     """Run the SuperLink, with TLS and device authentication, for the length of a `with` block.
 
     port: see `prepare`. timeout: seconds until the server must answer. Leaving the block ends the server and

@@ -35,7 +35,11 @@ class ServerOptimiser:
         return cls(federation.server_optimizer, federation.server_learning_rate, federation.server_momentum)
 
     def apply(self, state: AdapterState, update: AdapterState, *, factor: float = 1.0) -> AdapterState:
-        """The next state. factor: schedule value the learning rate is multiplied with."""
+        """The next state. factor: schedule value the learning rate is multiplied with.
+
+        Raises AdapterError when the update has names or shapes that the state has not.
+        """
+        state.replace(update)  # nothing may broadcast
         moved = {
             name: state.arrays[name] + np.float32(self.rate * factor) * self._direction(name, delta)
             for name, delta in update.arrays.items()

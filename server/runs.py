@@ -38,9 +38,7 @@ def register(folder: Path, public_key: Path, *, timeout: float = 60.0) -> int:
             raise DeploymentError(f"{key} is registered already; its device can join") from error
         raise
     if not reply.get("node-id"):
-        raise DeploymentError(
-            f"Flower did not register {key}: {reply.get('error-message', 'no reason given')}"
-        )
+        raise DeploymentError(f"Flower did not register {key}: {reply.get('error-message', 'no reason given')}")
     return int(reply["node-id"])
 
 
@@ -58,9 +56,7 @@ def prepare_run(target: Path, *, catalogue: Path, config: Path | None, assignmen
     if known.exists():
         same = load_config(known) == settings
         if not same or load_catalogue(target / "items.jsonl").fingerprint != items.fingerprint:
-            raise RunError(
-                f"{target} holds a run with other settings or another catalogue; choose another --out"
-            )
+            raise RunError(f"{target} holds a run with other settings or another catalogue; choose another --out")
         return
     target.mkdir(parents=True, exist_ok=True)
     save_catalogue(items, target / "items.jsonl")
@@ -91,9 +87,7 @@ def run_rounds(
         return _require_completed(deployment, run_id)
 
 
-def _follow_run(
-    deployment: Deployment, bundle: Path, *, timeout: float, on_line: Callable[[str], None]
-) -> int | None:
+def _follow_run(deployment: Deployment, bundle: Path, *, timeout: float, on_line: Callable[[str], None]) -> int | None:
     """Submit the bundle and stay with the run to its end; a run that is left behind is stopped."""
     command = [flower_program("flwr"), "run", str(bundle), CONNECTION, "--stream"]
     environment = flower_environment(deployment.flower_home)
@@ -106,9 +100,7 @@ def _follow_run(
             raise
         if not finished:
             _stop_run(deployment, follower.run_id)
-            raise DeploymentError(
-                f"the run did not end within {timeout:.0f} s; end of {run.log}:\n{run.tail()}"
-            )
+            raise DeploymentError(f"the run did not end within {timeout:.0f} s; end of {run.log}:\n{run.tail()}")
     return follower.run_id
 
 
@@ -135,11 +127,7 @@ def write_bundle(folder: Path, *, run_config: Mapping[str, RunValue], components
     import tomli_w
 
     for key, value in run_config.items():
-        if (
-            not isinstance(value, (bool, int, float, str))
-            or value in (float("inf"), float("-inf"))
-            or value != value
-        ):
+        if not isinstance(value, (bool, int, float, str)) or value in (float("inf"), float("-inf")) or value != value:
             raise DeploymentError(
                 f"run setting {key!r} is {value!r}; Flower carries bool, int, finite float and str only"
             )
@@ -205,9 +193,7 @@ class _Follower:
 def _require_completed(deployment: Deployment, run_id: int | None) -> int:
     """`flwr run` exits with 0 when the run failed, so its state is asked for."""
     if run_id is None:
-        raise DeploymentError(
-            f"the run did not start; end of {deployment.run_log}:\n{tail(deployment.run_log)}"
-        )
+        raise DeploymentError(f"the run did not start; end of {deployment.run_log}:\n{tail(deployment.run_log)}")
     reply = _flwr(deployment, "list", CONNECTION, "--run-id", str(run_id))
     runs = reply.get("runs") or [{}]
     status = runs[0].get("status", "unknown")
@@ -241,8 +227,7 @@ def _reachable(folder: Path) -> Deployment:
     deployment = Deployment.at(folder)
     if not deployment.answers():
         raise DeploymentError(
-            f"no server answers at {deployment.address}; "
-            f"start it with: homerank-server start {deployment.folder}"
+            f"no server answers at {deployment.address}; start it with: homerank-server start {deployment.folder}"
         )
     return deployment
 

@@ -6,30 +6,28 @@ import json
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
 from flwr.serverapp import Grid
 
-from server.aggregation import combine, trained_names
+from server.aggregation import add_up, combine, trained_names
 from server.checkpoint import ServerState
 from server.cohorts import cohort_size, participation_cap, sample_cohort
+from server.exchange import Exchange
 from server.optimiser import ServerOptimiser
 from server.popularity import log_popularity
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY, save_adapter, save_arrays
 from shared.catalogue import Catalogue
 from shared.config import Config
-from shared.errors import ProtocolError, RunError
+from shared.errors import RunError
 from shared.noise import Noise
 from shared.privacy.accounting import NoisePlan, plan_noise
 from shared.privacy.statement import privacy_facts
-from shared.protocol import Manifest, Shapes, decode_reply, encode_request
+from shared.protocol import Manifest, Shapes
 from shared.runtime import Runtime, public_settings, runtime_for
 
 log = logging.getLogger("homerank.server")
@@ -38,15 +36,6 @@ log = logging.getLogger("homerank.server")
 MAX_FAILED_ROUNDS = 3
 #: The result must beat the start by this many standard deviations of the privacy noise in the comparison.
 CONFIDENCE = 1.645
-
-
-@dataclass
-class Replies:
-    """What came back for one message to a cohort. `refused` counts by code."""
-
-    asked: int
-    accepted: list[AdapterState] = field(default_factory=list)
-    refused: Counter[str] = field(default_factory=Counter)
 
 
 class Strategy:
@@ -123,23 +112,18 @@ class Strategy:
             "validate": 1.0,
         }[phase]
         quorum = max(1, math.ceil(self.config.federation.quorum * asked))
-        return Noise(
-            privacy.mode, privacy.trust, getattr(plan, phase) if plan else 0.0, clip=clip, quorum=quorum
-        )
+        return Noise(privacy.mode, privacy.trust, getattr(plan, phase) if plan else 0.0, clip=clip, quorum=quorum)
 
     def _count_popularity(self, grid: Grid, nodes: Sequence[int], plan: NoisePlan | None) -> None:
         noise = self._noise("popularity", plan, asked=len(nodes))
         reply: Shapes = {POPULARITY: (len(self.catalogue),)}
         manifest = self._manifest("popularity", AdapterState({}), reply=reply, noise=noise)
         replies = self._exchange(grid, nodes, manifest, AdapterState({}))
-        if len(replies.accepted) < noise.quorum:
-            raise RunError(
-                f"the popularity count got {len(replies.accepted)} of {len(nodes)} replies: {_why(replies)}"
-            )
-        total = np.zeros(len(self.catalogue))
-        for counts in replies.accepted:
-            total += counts.arrays[POPULARITY]
-        self.state.popularity = log_popularity(total, noise_std=noise.std_of_sum(len(replies.accepted)))
+        total = add_up(replies)
+        if total is None or replies.accepted < noise.quorum:
+            raise RunError(f"the popularity count got {replies.accepted} of {len(nodes)} replies: {replies.why()}")
+        counts = total.arrays[POPULARITY].astype(np.float64)
+        self.state.popularity = log_popularity(counts, noise_std=noise.std_of_sum(replies.accepted))
         self.state.save(self._checkpoint)
         self._keep_snapshot()
 
@@ -154,11 +138,9 @@ class Strategy:
         reply = {name: state.adapter.shapes[name] for name in names}
         manifest = self._manifest("train", self._global(), reply=reply, noise=noise, number=number)
         replies = self._exchange(grid, cohort, manifest, self._global())
-        released = len(replies.accepted) >= noise.quorum
-        norm = None
-        if released:
-            update = combine(replies.accepted, planned=max(planned, len(replies.accepted)))
-            norm = update.norm()
+        update = combine(replies, planned=planned)
+        released = update is not None and replies.accepted >= noise.quorum
+        if update is not None and released:
             state.adapter = state.optimiser.apply(state.adapter, update, factor=self._schedule(number))
             self._average(number)
         state.round = number
@@ -169,10 +151,10 @@ class Strategy:
             round=number,
             planned=planned,
             asked=len(cohort),
-            accepted=len(replies.accepted),
+            accepted=replies.accepted,
             refused=dict(replies.refused),
             released=released,
-            update_norm=norm,
+            update_norm=update.norm() if update is not None and released else None,
             seconds=round(time.perf_counter() - started, 3),
         )
         return released
@@ -203,13 +185,13 @@ class Strategy:
             "validate", candidate, reply={"difference": (1,)}, noise=noise, number=self.state.round
         )
         replies = self._exchange(grid, nodes, manifest, candidate)
-        count = len(replies.accepted)
+        total, count = add_up(replies), replies.accepted
         gain, deviation = -math.inf, 0.0
-        if count >= noise.quorum:
-            gain = 2 * sum(float(reply.arrays["difference"][0]) for reply in replies.accepted) / count
+        if total is not None and count >= noise.quorum:
+            gain = 2 * float(total.arrays["difference"][0]) / count
             deviation = 2 * noise.std_of_sum(count) / count
         better = gain > CONFIDENCE * deviation
-        self.state.outcome = _verdict(better, gain, deviation, refused=_why(replies))
+        self.state.outcome = _verdict(better, gain, deviation, refused=replies.why())
         shipped = result if better else self.runtime.start
         self._ship(shipped, plan, devices=len(nodes))
         self._record(
@@ -249,41 +231,14 @@ class Strategy:
         noise = Noise("none", self.config.privacy.trust, 0.0, clip=1.0, quorum=1)
         manifest = self._manifest("install", state, reply={}, noise=noise, number=self.state.round)
         replies = self._exchange(grid, nodes, manifest, state)
-        self._record(
-            phase="install", asked=len(nodes), accepted=len(replies.accepted), refused=dict(replies.refused)
-        )
+        add_up(replies)
+        self._record(phase="install", asked=len(nodes), accepted=replies.accepted, refused=dict(replies.refused))
 
-    def _exchange(self, grid: Grid, nodes: Sequence[int], manifest: Manifest, state: AdapterState) -> Replies:
-        """Send one message to every node, check each reply, keep at most one per node."""
-        content = encode_request(manifest, state)
-        kind = "train" if manifest.phase == "train" else "query"
-        messages = [Message(content, dst_node_id=node, message_type=kind) for node in nodes]
-        replies = Replies(asked=len(nodes))
-        answers = grid.send_and_receive(messages, timeout=self.config.federation.reply_timeout)
-        answered: set[str] = set()
-        for answer in answers:
-            question = answer.metadata.reply_to_message_id
-            if question in answered:
-                replies.refused["duplicate"] += 1
-                continue
-            answered.add(question)
-            if answer.has_error():
-                replies.refused["no-answer"] += 1
-                continue
-            try:
-                replies.accepted.append(decode_reply(answer.content, manifest))
-            except ProtocolError as error:
-                replies.refused[error.code] += 1
-        missing = len(nodes) - len(answered)
-        if missing > 0:
-            replies.refused["late"] += missing
-        if replies.refused:
-            log.warning("round %s %s: %s", manifest.round, manifest.phase, _why(replies))
-        return replies
+    def _exchange(self, grid: Grid, nodes: Sequence[int], manifest: Manifest, state: AdapterState) -> Exchange:
+        timeout = self.config.federation.reply_timeout
+        return Exchange(grid, nodes, manifest=manifest, state=state, timeout=timeout)
 
-    def _manifest(
-        self, phase: str, state: AdapterState, *, reply: Shapes, noise: Noise, number: int = 0
-    ) -> Manifest:
+    def _manifest(self, phase: str, state: AdapterState, *, reply: Shapes, noise: Noise, number: int = 0) -> Manifest:
         settings: dict[str, Any] = {**public_settings(self.config), "noise": noise.to_dict()}
         if phase == "train":
             settings["training"] = self.config.to_dict()["training"]
@@ -318,10 +273,6 @@ class Strategy:
             handle.write(json.dumps(row) + "\n")
 
 
-def _why(replies: Replies) -> str:
-    return ", ".join(f"{count} {code}" for code, count in sorted(replies.refused.items())) or "no refusals"
-
-
 def _verdict(better: bool, gain: float, deviation: float, *, refused: str) -> dict[str, Any]:
     if gain == -math.inf:
         reason = f"too few devices answered the comparison ({refused}); the start is kept"
@@ -329,9 +280,5 @@ def _verdict(better: bool, gain: float, deviation: float, *, refused: str) -> di
     found = f"NDCG@10 on held-out events {gain:+.4f}"
     if deviation:
         found += f" with privacy noise of standard deviation {deviation:.4f}"
-    reason = (
-        f"{found}: the trained adapter is better"
-        if better
-        else f"{found}: not clearly better, the start is kept"
-    )
+    reason = f"{found}: the trained adapter is better" if better else f"{found}: not clearly better, the start is kept"
     return {"shipped": "adapter" if better else "start", "gain": gain, "noise": deviation, "reason": reason}

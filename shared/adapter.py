@@ -74,9 +74,7 @@ class AdapterState:
         wanted = list(names)
         missing = [name for name in wanted if name not in self.arrays]
         if missing:
-            raise AdapterError(
-                f"found no parameter {missing[0]!r}; this adapter has {len(self.arrays)} others"
-            )
+            raise AdapterError(f"found no parameter {missing[0]!r}; this adapter has {len(self.arrays)} others")
         return AdapterState({name: self.arrays[name] for name in wanted})
 
     def replace(self, part: AdapterState) -> AdapterState:
@@ -106,9 +104,7 @@ class AdapterState:
 
     def _zip(self, other: AdapterState, operation: Callable[[Array, Array], Any]) -> AdapterState:
         self._same_form(other)
-        return AdapterState(
-            {name: operation(array, other.arrays[name]) for name, array in self.arrays.items()}
-        )
+        return AdapterState({name: operation(array, other.arrays[name]) for name, array in self.arrays.items()})
 
     def _same_form(self, other: AdapterState) -> None:
         if self.shapes != other.shapes:

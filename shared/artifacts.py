@@ -62,14 +62,10 @@ def load_catalogue(path: Path) -> Catalogue:
             Item(row["item"], row["title"], row["text"], tuple(row["tags"]), row["domain"]) for row in rows
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CatalogueError(
-            f"{path}: found no usable catalogue ({error}); make the run folder again"
-        ) from None
+        raise CatalogueError(f"{path}: found no usable catalogue ({error}); make the run folder again") from None
 
 
-def save_arrays(
-    path: Path, arrays: Mapping[str, NDArray[Any]], *, metadata: Mapping[str, str] | None = None
-) -> None:
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], *, metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file atomically."""
     ready = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     write_atomic(path, save(ready, metadata=dict(metadata or {})))
@@ -121,13 +117,9 @@ def load_adapter(folder: Path) -> tuple[AdapterState, NDArray[np.float32], dict[
     try:
         manifest = json.loads((folder / "homerank.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise AdapterError(
-            f"{folder}: found no usable homerank.json ({error}); expected an adapter folder"
-        ) from None
+        raise AdapterError(f"{folder}: found no usable homerank.json ({error}); expected an adapter folder") from None
     if not isinstance(manifest, dict) or manifest.get("schema") != ADAPTER_SCHEMA:
-        raise AdapterError(
-            f"{folder}: found another adapter schema; this version reads {ADAPTER_SCHEMA}. Update it"
-        )
+        raise AdapterError(f"{folder}: found another adapter schema; this version reads {ADAPTER_SCHEMA}. Update it")
     arrays = {
         **load_arrays(folder / "adapter_model.safetensors"),
         **load_arrays(folder / "projections.safetensors"),

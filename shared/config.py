@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shared.config_rules import check_config
 from shared.errors import ConfigError
-
-AGGREGATIONS = ("alternate", "ffa", "fedit")
 
 
 def _doc(default: Any, text: str) -> Any:
@@ -32,6 +31,8 @@ class Data:
     source: str = _doc("world", "`world`, or a data folder (see docs/data.md)")
     split: str = _doc("leave-one-out", "`leave-one-out` or `temporal`")
     min_item_count: int = _doc(0, "drop items with fewer interactions than this; 0 keeps all")
+    world_users: int = _doc(300, "people in the synthetic world")
+    world_events: int = _doc(60, "median events per person in the synthetic world")
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,7 @@ class Model:
     history: int = _doc(64, "events in one window L; also the longest history the ranker reads")
     input_rank: int = _doc(0, "rank of the learned input projection; 0 uses the item vectors as they are")
     output_rank: int = _doc(0, "rank of the learned output projection; 0 means a full matrix")
-    output_dim: int = _doc(
-        384, "leading whitened directions k the output projection predicts; capped at the width"
-    )
+    output_dim: int = _doc(384, "leading whitened directions k the output projection predicts; capped at the width")
     whitening: float = _doc(0.5, "exponent of the whitening of output vectors, 0 (none) to 1 (flat spectrum)")
     output_scale: float = _doc(10.0, "root-mean-square length of the output vectors")
     token_scale: float = _doc(1.0, "factor on the item vectors that the history trunk reads")
@@ -62,9 +61,7 @@ class Lora:
     rank: int = _doc(4, "rank r of the adapters")
     alpha: int = _doc(8, "LoRA scale numerator; the update is (alpha / r) B A")
     dropout: float = _doc(0.0, "dropout on the adapter's input during training")
-    targets: tuple[str, ...] = _doc(
-        ("q", "v"), "projections that carry LoRA: q, k, v, o (o: Llama and Qwen2)"
-    )
+    targets: tuple[str, ...] = _doc(("q", "v"), "projections that carry LoRA: q, k, v, o (o: Llama and Qwen2)")
     blocks: int = _doc(1, "how many of the upper blocks carry LoRA; 0 means all of them")
 
 
@@ -73,13 +70,9 @@ class Training:
     """What one device does in one round."""
 
     local_steps: int = _doc(1, "Opacus steps per round; more than 1 needs trust = local or privacy = none")
-    local_learning_rate: float = _doc(
-        1.0, "step size of the device's SGD; the server optimiser scales the result"
-    )
+    local_learning_rate: float = _doc(1.0, "step size of the device's SGD; the server optimiser scales the result")
     window_sample_rate: float = _doc(1.0, "Poisson rate q at which each event window joins a step")
-    clip_norm: float = _doc(
-        1.0, "per-window L2 clip C under privacy = event; without privacy nothing is clipped"
-    )
+    clip_norm: float = _doc(1.0, "per-window L2 clip C under privacy = event; without privacy nothing is clipped")
 
 
 @dataclass(frozen=True)
@@ -87,9 +80,7 @@ class Privacy:
     """What is protected, against whom, and how much is spent over a device's life."""
 
     mode: str = _doc("none", "`none` or `event` (unit: one window of events)")
-    trust: str = _doc(
-        "aggregate", "`aggregate`: the sum meets epsilon; `local`: each device's reply alone does"
-    )
+    trust: str = _doc("aggregate", "`aggregate`: the sum meets epsilon; `local`: each device's reply alone does")
     epsilon: float = _doc(8.0, "budget of one device over its whole life, at `delta`, all releases added up")
     delta: float = _doc(1e-5, "probability with which the epsilon guarantee may fail")
     popularity_share: float = _doc(0.1, "part of the budget spent on the popularity count")
@@ -103,9 +94,7 @@ class Federation:
     engine: str = _doc("inline", "`inline` (one process) or `ray` (Flower's simulation runtime)")
     rounds: int = _doc(20, "training rounds")
     cohort: int = _doc(64, "planned devices per round K; the sum of updates is always divided by it")
-    sampling: str = _doc(
-        "shuffled", "`shuffled`: every device once per pass; `poisson`: each joins with rate K/N"
-    )
+    sampling: str = _doc("shuffled", "`shuffled`: every device once per pass; `poisson`: each joins with rate K/N")
     aggregation: str = _doc("alternate", "`alternate`, `ffa` or `fedit`: which LoRA factors train in a round")
     server_optimizer: str = _doc("adam", "`adam` (FedAdam) or `sgd` (FedAvg at learning rate 1)")
     server_learning_rate: float = _doc(1e-3, "step size of the server optimiser")
@@ -113,9 +102,7 @@ class Federation:
     learning_rate_decay: bool = _doc(True, "let the server's step size fall linearly to 5 % over the rounds")
     average_last: float = _doc(0.0, "share of the last rounds whose adapters are averaged into the result")
     quorum: float = _doc(0.8, "least share of the planned devices that must reply for a release")
-    minimum_devices: int = _doc(
-        1, "wait until so many devices are connected; a simulation waits for all of its own"
-    )
+    minimum_devices: int = _doc(1, "wait until so many devices are connected; a simulation waits for all of its own")
     reply_timeout: float = _doc(600.0, "seconds to wait for a cohort's replies")
 
 
@@ -143,7 +130,7 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_config(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -160,9 +147,7 @@ def load_config(path: str | Path) -> Config:
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"{path}: found no readable file ({error.strerror}); expected a TOML file"
-        ) from None
+        raise ConfigError(f"{path}: found no readable file ({error.strerror}); expected a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: found invalid TOML ({error}); expected tables like [model]") from None
     return Config.from_dict(values)
@@ -172,9 +157,7 @@ def override(config: Config, assignment: str) -> Config:
     """Change one key, given as `section.key=value` (or `seed=1`); values are TOML, bare words are strings."""
     key, equals, raw = assignment.partition("=")
     if not equals:
-        raise ConfigError(
-            f"found {assignment!r}; expected section.key=value, for example federation.rounds=10"
-        )
+        raise ConfigError(f"found {assignment!r}; expected section.key=value, for example federation.rounds=10")
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
@@ -266,82 +249,3 @@ def _typed(name: str, value: Any, default: Any) -> Any:
         shown = "a list of names" if wanted is tuple else f"{wanted.__name__} (default {default!r})"
         raise ConfigError(f"{name}: found {value!r}; expected {shown}")
     return value
-
-
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        close = difflib.get_close_matches(value, allowed, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"{name}: found {value!r}; expected one of {', '.join(allowed)}.{hint}")
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{name}: found {value}; expected {low:g} to {high:g}")
-
-
-def _check(config: Config) -> None:
-    _choice("data.split", config.data.split, ("leave-one-out", "temporal"))
-    _choice("privacy.mode", config.privacy.mode, ("none", "event"))
-    _choice("privacy.trust", config.privacy.trust, ("aggregate", "local"))
-    _choice("federation.engine", config.federation.engine, ("inline", "ray"))
-    _choice("federation.sampling", config.federation.sampling, ("shuffled", "poisson"))
-    _choice("federation.aggregation", config.federation.aggregation, AGGREGATIONS)
-    _choice("federation.server_optimizer", config.federation.server_optimizer, ("adam", "sgd"))
-    _within("seed", config.seed, 0, 2**63 - 1)
-    for name, low, high in _BOUNDS:
-        section, key = name.split(".")
-        _within(name, getattr(getattr(config, section), key), low, high)
-    spent = config.privacy.popularity_share + config.privacy.validation_share
-    if spent >= 1:
-        raise ConfigError(
-            f"privacy: shares of popularity and validation add up to {spent:g}; training gets nothing"
-        )
-    private = config.privacy.mode != "none"
-    if private and config.privacy.trust == "aggregate" and config.training.local_steps > 1:
-        raise ConfigError(
-            "training.local_steps > 1 with privacy.trust = 'aggregate': a later local step depends on an"
-            " earlier one that carries only a share of the noise, so the sum would not meet epsilon."
-            " Use local_steps = 1, or trust = 'local'"
-        )
-
-
-_LARGE = 1e9
-_BOUNDS = (
-    ("data.min_item_count", 0, _LARGE),
-    ("model.blocks", 1, 1000),
-    ("model.history", 2, 4096),
-    ("model.input_rank", 0, 65536),
-    ("model.output_rank", 0, 65536),
-    ("model.output_dim", 1, 65536),
-    ("model.whitening", 0, 1),
-    ("model.output_scale", 1e-6, 1e6),
-    ("model.token_scale", 1e-6, 1e6),
-    ("model.gamma", 0, 1e6),
-    ("model.beta", 0, 1e6),
-    ("model.content_half_life", 0.1, 1e6),
-    ("lora.rank", 1, 4096),
-    ("lora.alpha", 1, 65536),
-    ("lora.dropout", 0, 0.9),
-    ("lora.blocks", 0, 1000),
-    ("training.local_steps", 1, 10000),
-    ("training.local_learning_rate", 1e-9, 1e6),
-    ("training.window_sample_rate", 1e-6, 1),
-    ("training.clip_norm", 1e-9, _LARGE),
-    ("privacy.epsilon", 1e-6, 1e4),
-    ("privacy.delta", 1e-300, 0.5),
-    ("privacy.popularity_share", 1e-6, 1),
-    ("privacy.validation_share", 1e-6, 1),
-    ("federation.rounds", 0, _LARGE),
-    ("federation.cohort", 1, _LARGE),
-    ("federation.server_learning_rate", 1e-12, 1e6),
-    ("federation.server_momentum", 0, 0.9999),
-    ("federation.average_last", 0, 1),
-    ("federation.quorum", 1e-6, 1),
-    ("federation.minimum_devices", 1, _LARGE),
-    ("federation.reply_timeout", 1e-3, _LARGE),
-    ("evaluation.every", 0, _LARGE),
-    ("evaluation.curve_users", 1, _LARGE),
-    ("evaluation.local_only_users", 0, _LARGE),
-    ("evaluation.bootstrap", 10, 1_000_000),
-)

@@ -48,9 +48,7 @@ def rank_of(scores: NDArray[np.floating], target: int, *, removed: Items | Seque
     4
     """
     if not 0 <= target < len(scores):
-        raise DataError(
-            f"found target item {target}; expected 0 to {len(scores) - 1}. Skip users without a target"
-        )
+        raise DataError(f"found target item {target}; expected 0 to {len(scores) - 1}. Skip users without a target")
     ahead = ~(scores < scores[target])  # (N,) the target itself included
     ahead[np.asarray(removed, dtype=np.int64)] = False
     if not ahead[target]:
@@ -162,9 +160,7 @@ def _checked(ranks: ArrayLike) -> Floats:
 # --- how sure ----------------------------------------------------------------------------------------------
 
 
-def bootstrap_interval(
-    values: ArrayLike, *, resamples: int, seed: int, level: float = 0.95
-) -> tuple[float, float]:
+def bootstrap_interval(values: ArrayLike, *, resamples: int, seed: int, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval (low, high) of the mean of per-user values (U,).
 
     Users are drawn with replacement, `resamples` times (Efron 1979). The order of users does not matter, and
@@ -190,9 +186,7 @@ def paired_bootstrap(
     """
     first, second = _per_user(ours), _per_user(theirs)
     if len(first) != len(second):
-        raise DataError(
-            f"found values of {len(first)} and {len(second)} users; expected the same users twice"
-        )
+        raise DataError(f"found values of {len(first)} and {len(second)} users; expected the same users twice")
     low, high = bootstrap_interval(first - second, resamples=resamples, seed=seed, level=level)
     return {"difference": float((first - second).mean()), "low": low, "high": high}
 
@@ -216,7 +210,5 @@ def _per_user(values: ArrayLike) -> Floats:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
         what = f"shape {array.shape}" if array.ndim != 1 or not len(array) else "a value that is not finite"
-        raise DataError(
-            f"per-user values: found {what}; expected one finite number for each of at least one user"
-        )
+        raise DataError(f"per-user values: found {what}; expected one finite number for each of at least one user")
     return array

@@ -177,10 +177,10 @@ class Scorer(nn.Module):
         return torch.cat([content, learned, popularity], dim=-1)
 
     def zero_shot_states(self, batch: Windows, table: ItemTable) -> torch.Tensor:
-        """The same with the learned part left out; the trunk is not run. Shape as `user_states`."""
-        content = self.gamma(self._content(batch, table))
+        """The same at the start values of every parameter, whatever is installed; the trunk is not run."""
+        content = self.settings.gamma * self._content(batch, table)
         learned = content.new_zeros(*content.shape[:2], self.output_dim)
-        return torch.cat([content, learned, self.beta(torch.ones_like(content[..., :1]))], dim=-1)
+        return torch.cat([content, learned, torch.full_like(content[..., :1], self.settings.beta)], dim=-1)
 
     def window_losses(self, batch: Windows, table: ItemTable) -> torch.Tensor:
         """Softmax cross-entropy over the whole catalogue, mean over a window's targets; float32 (B,).
@@ -294,9 +294,7 @@ def load_parameters(scorer: Scorer, arrays: Mapping[str, NDArray[np.float32]]) -
 
 def read_parameters(scorer: Scorer) -> dict[str, NDArray[np.float32]]:
     """Copies of the trainable parameters, float32."""
-    return {
-        name: p.detach().cpu().numpy().astype(np.float32, copy=True) for name, p in trainable(scorer).items()
-    }
+    return {name: p.detach().cpu().numpy().astype(np.float32, copy=True) for name, p in trainable(scorer).items()}
 
 
 def _zero_embedding(count: int, hidden: int) -> nn.Embedding:

@@ -60,7 +60,7 @@ class Noise:
                 clip=float(values["clip"]),
                 quorum=int(values["quorum"]),
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise ProtocolError("found no readable noise plan in the manifest") from None
         known = noise.mode in ("none", "event") and noise.trust in ("aggregate", "local")
         enough = noise.mode == "none" or (0 < noise.multiplier < math.inf and 0 < noise.clip < math.inf)

@@ -81,9 +81,7 @@ class Manifest:
         if not all(isinstance(text, str) and text.isprintable() and len(text) <= 200 for text in texts):
             raise ProtocolError("found a run or fingerprint that is not a short line of text")
         if manifest.phase not in PHASES or type(manifest.round) is not int or manifest.round < 0:
-            raise ProtocolError(
-                f"found phase {manifest.phase!r}, round {manifest.round!r}; expected a known phase"
-            )
+            raise ProtocolError(f"found phase {manifest.phase!r}, round {manifest.round!r}; expected a known phase")
         if not isinstance(manifest.settings, dict):
             raise ProtocolError("found settings that are not an object")
         return manifest
@@ -123,9 +121,7 @@ def _digest(manifest: str, data: bytes) -> bytes:
 def encode_reply(manifest: Manifest, state: AdapterState) -> RecordDict:
     """A device's answer: the packed array and which message it answers."""
     if state.shapes != manifest.reply:
-        raise ProtocolError(
-            "the reply does not have the names and shapes the request asked for", code="failed"
-        )
+        raise ProtocolError("the reply does not have the names and shapes the request asked for", code="failed")
     return _record(_address(manifest), state.pack())
 
 
@@ -171,9 +167,7 @@ def _address(manifest: Manifest) -> dict[str, Any]:
 
 
 def _record(config: Mapping[str, Any], packed: NDArray[np.float32]) -> RecordDict:
-    return RecordDict(
-        {"config": ConfigRecord(dict(config)), "arrays": ArrayRecord({"packed": WireArray(packed)})}
-    )
+    return RecordDict({"config": ConfigRecord(dict(config)), "arrays": ArrayRecord({"packed": WireArray(packed)})})
 
 
 def _refusal(content: RecordDict) -> str | None:
@@ -204,9 +198,7 @@ def _read_array(wire: WireArray) -> NDArray[np.float32]:
     """A writable float32 array (n,) whose bytes, header and announced shape agree."""
     header = _HEADER.match(wire.data)
     if header is None or wire.dtype != "float32" or len(wire.data) - header.end() != 4 * int(header[1]):
-        raise ProtocolError(
-            f"found dtype {wire.dtype!r} or unreadable bytes; expected float32", code="bad-shape"
-        )
+        raise ProtocolError(f"found dtype {wire.dtype!r} or unreadable bytes; expected float32", code="bad-shape")
     values = np.frombuffer(wire.data, dtype="<f4", offset=header.end()).astype(np.float32)
     if tuple(wire.shape) != values.shape or len(values) > MAX_ENTRIES:
         raise ProtocolError(f"found shape {wire.shape} over {len(values)} entries", code="bad-shape")
@@ -217,9 +209,7 @@ def _shapes(values: Any) -> Shapes:
     if not isinstance(values, dict) or len(values) > 10_000:
         raise TypeError("shapes must be an object")
     sound = all(
-        isinstance(shape, list)
-        and len(shape) <= 8
-        and all(type(n) is int and 0 <= n <= MAX_ENTRIES for n in shape)
+        isinstance(shape, list) and len(shape) <= 8 and all(type(n) is int and 0 <= n <= MAX_ENTRIES for n in shape)
         for shape in values.values()
     )
     out: Shapes = {name: tuple(shape) for name, shape in values.items()} if sound else {}

@@ -30,9 +30,7 @@ class Runtime:
         self.config = config
         self.catalogue = catalogue
         self.backbone: Backbone = open_backbone(config.model.backbone)
-        self.scorer: Scorer = build_scorer(
-            self.backbone, model=config.model, lora=config.lora, seed=config.seed
-        )
+        self.scorer: Scorer = build_scorer(self.backbone, model=config.model, lora=config.lora, seed=config.seed)
         self.start = AdapterState(read_parameters(self.scorer))
 
     @cached_property

@@ -43,9 +43,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "homerank"
 
 
-def raw_vectors(
-    backbone: Backbone, catalogue: Catalogue, *, cache: Path | None = None
-) -> NDArray[np.float32]:
+def raw_vectors(backbone: Backbone, catalogue: Catalogue, *, cache: Path | None = None) -> NDArray[np.float32]:
     """The backbone's vectors of the catalogue, float32 (N, d), cached by backbone and texts.
 
     A cache file that is damaged or of another shape is computed again and replaced.
@@ -59,9 +57,7 @@ def raw_vectors(
         return cached
     vectors = encode_texts(backbone, catalogue.texts)
     if not np.isfinite(vectors).all():
-        raise BackboneError(
-            f"backbone {backbone.name!r} gave vectors that are not finite; its weights are unusable"
-        )
+        raise BackboneError(f"backbone {backbone.name!r} gave vectors that are not finite; its weights are unusable")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.tmp")
     with partial.open("wb") as handle:
@@ -80,9 +76,7 @@ def _read_cached(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | No
     return found if usable else None
 
 
-def make_views(
-    raw: NDArray[np.float32], *, whitening: float, output_dim: int, output_scale: float
-) -> ItemVectors:
+def make_views(raw: NDArray[np.float32], *, whitening: float, output_dim: int, output_scale: float) -> ItemVectors:
     """Build the three views from raw vectors (N, d).
 
     whitening: exponent alpha in [0, 1]; each principal direction is scaled by variance ** (-alpha / 2), so 0

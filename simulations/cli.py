@@ -17,9 +17,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at behaviour data before using it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-Json = Annotated[
-    bool, typer.Option("--json", help="Exactly one JSON object on stdout; everything else on stderr.")
-]
+Json = Annotated[bool, typer.Option("--json", help="Exactly one JSON object on stdout; everything else on stderr.")]
 
 
 @app.command()
@@ -79,9 +77,7 @@ def run(
         session.refuse_with_resume(given, others=[experiment, config, setting, out])
         result = session.continue_run(resume)
     else:
-        settings = session.build_config(
-            experiment=experiment, file=config, assignments=setting or [], options=given
-        )
+        settings = session.build_config(experiment=experiment, file=config, assignments=setting or [], options=given)
         result = session.new_run(settings, out, prepare_only=prepare_only)
     if as_json:
         emit_json(result)
@@ -111,9 +107,7 @@ def check(
 
 @app.command()
 def recommend(
-    run_folder: Annotated[
-        Path, typer.Option("--run", help="The folder of a finished run.", metavar="FOLDER")
-    ],
+    run_folder: Annotated[Path, typer.Option("--run", help="The folder of a finished run.", metavar="FOLDER")],
     user: Annotated[str, typer.Option(help="A user of that run.")],
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items.")] = 10,
     as_json: Json = False,

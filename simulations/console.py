@@ -18,9 +18,7 @@ def terminal(*, stderr: bool = False) -> Console:
 
 def recommendation_table(answer: Mapping[str, Any]) -> Group:
     """What `recommend` found, the parts of each score, and the history it came from."""
-    table = Table(
-        box=box.SIMPLE_HEAD, title=Text(f"for user {answer['user']}", style="bold"), title_justify="left"
-    )
+    table = Table(box=box.SIMPLE_HEAD, title=Text(f"for user {answer['user']}", style="bold"), title_justify="left")
     for name, justify in (("", "right"), ("item", "left"), ("title", "left"), ("score", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     parts = list(answer["recommendations"][0]["parts"]) if answer["recommendations"] else []

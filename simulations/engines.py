@@ -66,9 +66,7 @@ class InlineGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [self._replies.pop(number) for number in message_ids if number in self._replies]
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Answers as they come, so that only one reply is in memory besides what the server keeps."""
         return (self._deliver(message) for message in messages)
 
@@ -135,6 +133,8 @@ def _environment(folder: Path) -> Iterator[None]:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "RAY_DEDUP_LOGS": "0",
+        # Ray announces a change of this setting with a warning; either value is right here.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

@@ -55,9 +55,7 @@ def test_cases(run: RunFolder) -> list[Case]:
         cases.append(Case(user, history, int(run.test[user]), _training_items(history)))
     store.close()
     if not cases:
-        raise DataError(
-            "found no user with enough events for a test item; expected at least one with 3 new items"
-        )
+        raise DataError("found no user with enough events for a test item; expected at least one with 3 new items")
     return cases
 
 

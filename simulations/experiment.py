@@ -96,9 +96,7 @@ def evaluate(
     examples = _examples(run, runtime)
     _save_per_user(run.path, cases_users=[case.user for case in cases], ranks=ranks, alone=alone)
     rounds = [row for row in run.rows() if row.get("phase") == "train"]
-    write_report(
-        run.path / "report.html", result=result, rounds=rounds, curve=curve, spent=spent, examples=examples
-    )
+    write_report(run.path / "report.html", result=result, rounds=rounds, curve=curve, spent=spent, examples=examples)
     write_json(run.path / "result.json", result)
     return result
 
@@ -124,9 +122,7 @@ def _local_only(
     devices = [cases[row].user for row in chosen]
     held_out = validation_cases_of(run, devices, limit=len(devices))
     plans = [Alone(start, participations, noise, factor) for factor in LOCAL_RATE_FACTORS]
-    quality = [
-        ndcg(rank_local_only(runtime, held_out, alone=plan, seed=seed).full, 10).mean() for plan in plans
-    ]
+    quality = [ndcg(rank_local_only(runtime, held_out, alone=plan, seed=seed).full, 10).mean() for plan in plans]
     best = plans[int(np.argmax(quality))]
     return chosen, rank_local_only(runtime, [cases[row] for row in chosen], alone=best, seed=seed)
 
@@ -143,9 +139,7 @@ def _intervals(
     }
     if alone is not None:
         chosen, local = alone
-        out["federated - local_only"] = paired_bootstrap(
-            values["federated"][chosen], ndcg(local.full, 10), **settings
-        )
+        out["federated - local_only"] = paired_bootstrap(values["federated"][chosen], ndcg(local.full, 10), **settings)
     return out
 
 

@@ -39,8 +39,7 @@ def pairs(values: Mapping[str, Any], about: Mapping[str, str] | None = None) -> 
 def legend(colours: Mapping[str, str]) -> str:
     """What the colours mean. colours: name -> variable of the style sheet."""
     marks = [
-        f'<span><i style="background:var({variable})"></i>{text(name)}</span>'
-        for name, variable in colours.items()
+        f'<span><i style="background:var({variable})"></i>{text(name)}</span>' for name, variable in colours.items()
     ]
     return f'<div class="legend">{"".join(marks)}</div>'
 

@@ -233,9 +233,7 @@ def _updates(rounds: Rows) -> str:
 def _examples(examples: Rows) -> str:
     if not examples:
         return note("No example recommendations were kept.")
-    names = list(
-        dict.fromkeys(name for row in examples for one in row["recommended"] for name in one["parts"])
-    )
+    names = list(dict.fromkeys(name for row in examples for one in row["recommended"] for name in one["parts"]))
     return (
         note(
             "Recent history, and what is recommended next. A score is the exact sum of its parts; "
@@ -284,9 +282,7 @@ def _settings(config: Mapping[str, Any]) -> str:
         if isinstance(values, Mapping):
             hints = {key: about.get(f"{name}.{key}", "") for key in values}
             tables += f"<section><h3>{text(name)}</h3>{pairs(values, hints)}</section>"
-    return (
-        f'<details><summary>Settings</summary><div class="config">{tables}</div></details>' if tables else ""
-    )
+    return f'<details><summary>Settings</summary><div class="config">{tables}</div></details>' if tables else ""
 
 
 def _figure(caption: str, plot: str) -> str:

@@ -71,10 +71,14 @@ class RunFolder:
 def prepare(config: Config, folder: Path) -> RunFolder:
     """Load the data, split it over virtual devices and write the run folder. RunError when it is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(
-            f"{folder} is not an empty folder; choose another --out, or continue it with --resume {folder}"
-        )
-    data = open_source(config.data.source, seed=config.seed, min_item_count=config.data.min_item_count)
+        raise RunError(f"{folder} is not an empty folder; choose another --out, or continue it with --resume {folder}")
+    data = open_source(
+        config.data.source,
+        seed=config.seed,
+        min_item_count=config.data.min_item_count,
+        world_users=config.data.world_users,
+        world_events=config.data.world_events,
+    )
     split = make_split(data, config.data.split)
     folder.mkdir(parents=True, exist_ok=True)
     config = merge(config, {"federation": {"minimum_devices": len(data.users)}})
@@ -95,9 +99,7 @@ def prepare(config: Config, folder: Path) -> RunFolder:
         "evaluated": int((test >= 0).sum()),
     }
     write_json(folder / "data.json", {**facts, "user_names": list(data.users)})
-    write_atomic(
-        folder / "config.toml", to_toml(config).encode()
-    )  # last: its presence means the folder is whole
+    write_atomic(folder / "config.toml", to_toml(config).encode())  # last: its presence means the folder is whole
     return open_run(folder)
 
 

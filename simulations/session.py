@@ -137,8 +137,7 @@ def recommend(folder: Path, *, user: str, k: int) -> dict[str, Any]:
             for item in history.items[-runtime.config.model.history :].tolist()
         ],
         "recommendations": [
-            {"rank": r.rank, "item": r.item_id, "title": r.title, "score": r.score, "parts": r.parts}
-            for r in found
+            {"rank": r.rank, "item": r.item_id, "title": r.title, "score": r.score, "parts": r.parts} for r in found
         ],
     }
 
@@ -151,9 +150,7 @@ def print_result(result: Mapping[str, Any]) -> None:
         console.print(result["flwr_run"], soft_wrap=True, markup=False, highlight=False)
         return
     console.print(result_table(dict(result)))
-    console.print(
-        f"report: {Path(result['out']) / 'report.html'}", soft_wrap=True, markup=False, highlight=False
-    )
+    console.print(f"report: {Path(result['out']) / 'report.html'}", soft_wrap=True, markup=False, highlight=False)
 
 
 def print_recommendations(answer: Mapping[str, Any]) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from shared.datasets import Interactions, load_data
 
 
-def open_source(source: str, *, seed: int = 0, min_item_count: int = 0) -> Interactions:
+def open_source(
+    source: str, *, seed: int = 0, min_item_count: int = 0, world_users: int = 300, world_events: int = 60
+) -> Interactions:
     """`world` is the synthetic world drawn from `seed`; anything else is a folder as in `docs/data.md`.
 
-    min_item_count: drop items with fewer events than this; 0 keeps all. Raises DataError for a bad folder.
+    min_item_count: drop items with fewer events than this; 0 keeps all. world_users, world_events: size of the
+    world, the second being the median per user. Raises DataError for a bad folder.
     """
     if source == "world":
         from simulations.world import make_world
 
-        return make_world(seed).interactions.with_min_item_count(min_item_count)
+        world = make_world(seed, users=world_users, events_per_user=world_events)
+        return world.interactions.with_min_item_count(min_item_count)
     return load_data(source, min_item_count=min_item_count)

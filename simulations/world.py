@@ -85,9 +85,7 @@ class World:
         return np.log(odds / odds.sum()).astype(np.float32)
 
 
-def make_world(
-    seed: int = 0, *, users: int = 300, items_per_domain: int = 150, events_per_user: int = 60
-) -> World:
+def make_world(seed: int = 0, *, users: int = 300, items_per_domain: int = 150, events_per_user: int = 60) -> World:
     """Draw a world; the same arguments give the same world.
 
     events_per_user is the median; lengths are log-normal, at least 8 and at most half of all items. Times are
@@ -151,9 +149,7 @@ class _Draft:
     taste: NDArray[np.float64]
 
 
-def _draw_item_topics(
-    items_per_domain: int, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _draw_item_topics(items_per_domain: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Main and minor topic of each item (I,), domain by domain, topics evenly filled."""
     within = np.arange(items_per_domain) % TOPICS_PER_DOMAIN
     starts = np.repeat(np.arange(len(DOMAINS)) * TOPICS_PER_DOMAIN, items_per_domain)
@@ -200,9 +196,7 @@ def _live(
     """All people take their next step together; those whose history is complete stand still."""
     users, longest = times.shape
     main_topic = world.item_topics.argmax(axis=1)
-    outcomes = np.cumsum(
-        [POSITIVE_OUTCOMES[DOMAINS[topic // TOPICS_PER_DOMAIN]] for topic in main_topic], axis=1
-    )
+    outcomes = np.cumsum([POSITIVE_OUTCOMES[DOMAINS[topic // TOPICS_PER_DOMAIN]] for topic in main_topic], axis=1)
     fresh = np.ones((users, len(main_topic)), dtype=np.bool_)
     last = np.full(users, -1)
     item = np.zeros((users, longest), dtype=np.int32)
@@ -235,9 +229,7 @@ def _period(moment: NDArray[np.float64] | np.float64) -> NDArray[np.int64]:
     return np.clip((np.asarray(moment) - START) // PERIOD_SECONDS, 0, PERIODS - 1).astype(np.int64)
 
 
-def _wish(
-    last: NDArray[np.int64], *, taste: NDArray[np.float64], next_topic: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _wish(last: NDArray[np.int64], *, taste: NDArray[np.float64], next_topic: NDArray[np.int64]) -> NDArray[np.float64]:
     """What people want next over topics (B, T), rows sum to 1. last: the topic enjoyed last (B,), or -1."""
     wish = TASTE * taste + ANYTHING / taste.shape[1]
     known = np.flatnonzero(last >= 0)

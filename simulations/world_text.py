@@ -14,22 +14,14 @@ from shared.schema import Item
 #: domain -> topic -> eight things that topic is about.
 TOPICS: dict[str, dict[str, str]] = {
     "films": {
-        "space opera": (
-            "starship, wormhole, alien envoy, moon colony, android crew, star map, orbital station, comet"
-        ),
+        "space opera": ("starship, wormhole, alien envoy, moon colony, android crew, star map, orbital station, comet"),
         "courtroom drama": "verdict, jury, cross-examination, witness, judge, appeal, alibi, defence lawyer",
-        "heist": (
-            "bank vault, safecracker, getaway car, diamond, blueprint, double-cross, casino, forged passport"
-        ),
+        "heist": ("bank vault, safecracker, getaway car, diamond, blueprint, double-cross, casino, forged passport"),
         "ghost story": (
             "haunted house, seance, cellar door, apparition, old mirror, curse, graveyard, whispering wall"
         ),
-        "romantic comedy": (
-            "wedding, blind date, love letter, best man, first kiss, break-up, florist, summer fling"
-        ),
-        "western": (
-            "sheriff, saloon, cattle drive, outlaw, frontier town, gold claim, duel at noon, stagecoach"
-        ),
+        "romantic comedy": ("wedding, blind date, love letter, best man, first kiss, break-up, florist, summer fling"),
+        "western": ("sheriff, saloon, cattle drive, outlaw, frontier town, gold claim, duel at noon, stagecoach"),
         "martial arts": (
             "kung fu master, dojo, tournament, sword school, monk, rival clan, secret technique, nunchaku"
         ),
@@ -37,15 +29,11 @@ TOPICS: dict[str, dict[str, str]] = {
             "coral reef, migration, rainforest, wolf pack, glacier, penguin colony, savannah, volcano"
         ),
         "sports drama": (
-            "underdog team, boxing ring, coach, championship, "
-            "marathon, injury, penalty shoot-out, locker room"
+            "underdog team, boxing ring, coach, championship, marathon, injury, penalty shoot-out, locker room"
         ),
-        "spy thriller": (
-            "double agent, embassy, microfilm, defector, safe house, wiretap, cipher, border crossing"
-        ),
+        "spy thriller": ("double agent, embassy, microfilm, defector, safe house, wiretap, cipher, border crossing"),
         "fairy-tale animation": (
-            "talking fox, enchanted castle, brave princess, dragon egg, "
-            "magic mirror, troll, wishing well, giant"
+            "talking fox, enchanted castle, brave princess, dragon egg, magic mirror, troll, wishing well, giant"
         ),
         "kitchen drama": (
             "head chef, restaurant kitchen, family recipe, food critic, "
@@ -53,61 +41,44 @@ TOPICS: dict[str, dict[str, str]] = {
         ),
     },
     "shop": {
-        "camping gear": (
-            "tent, sleeping bag, camp stove, head torch, rucksack, water filter, hammock, trekking pole"
-        ),
+        "camping gear": ("tent, sleeping bag, camp stove, head torch, rucksack, water filter, hammock, trekking pole"),
         "coffee equipment": (
-            "espresso machine, burr grinder, pour-over cone, milk jug, "
-            "French press, kettle, tamper, roasting drum"
+            "espresso machine, burr grinder, pour-over cone, milk jug, French press, kettle, tamper, roasting drum"
         ),
         "garden tools": (
             "pruning shears, watering can, raised bed, compost bin, seed tray, wheelbarrow, hoe, greenhouse"
         ),
         "baby care": (
-            "pushchair, baby monitor, feeding bottle, cot mattress, "
-            "nappy bag, teething ring, bib, night light"
+            "pushchair, baby monitor, feeding bottle, cot mattress, nappy bag, teething ring, bib, night light"
         ),
-        "home workshop": (
-            "cordless drill, circular saw, workbench, socket set, sander, clamp, spirit level, chisel"
-        ),
+        "home workshop": ("cordless drill, circular saw, workbench, socket set, sander, clamp, spirit level, chisel"),
         "skin care": "face serum, sunscreen, clay mask, night cream, cleanser, lip balm, toner, body lotion",
         "board games": (
-            "strategy game, dice tower, card deck, cooperative quest, "
-            "puzzle box, chess set, trivia quiz, meeples"
+            "strategy game, dice tower, card deck, cooperative quest, puzzle box, chess set, trivia quiz, meeples"
         ),
         "cycling": "road bike, bike helmet, pannier, cycle lock, pedal, tyre lever, chain oil, handlebar bag",
         "pet supplies": (
             "dog lead, cat tree, aquarium, bird feeder, chew toy, litter tray, pet carrier, hamster wheel"
         ),
         "smart home": (
-            "smart bulb, thermostat, doorbell camera, motion sensor, "
-            "voice speaker, smart plug, robot vacuum, door lock"
+            "smart bulb, thermostat, doorbell camera, motion sensor, voice speaker, smart plug, robot vacuum, door lock"
         ),
         "watercolour painting": (
             "sable brush, paint pan, sketch pad, easel, palette, cold-press paper, masking fluid, ink pen"
         ),
-        "winter clothing": (
-            "down jacket, wool hat, thermal leggings, mittens, snow boots, scarf, fleece, ski goggles"
-        ),
+        "winter clothing": ("down jacket, wool hat, thermal leggings, mittens, snow boots, scarf, fleece, ski goggles"),
     },
     "music": {
-        "bebop jazz": (
-            "saxophone, walking bass, ride cymbal, trumpet solo, jam session, swing, smoky club, scat"
-        ),
+        "bebop jazz": ("saxophone, walking bass, ride cymbal, trumpet solo, jam session, swing, smoky club, scat"),
         "death metal": (
-            "blast beat, growled vocal, distorted guitar, double bass drum, "
-            "breakdown, tremolo riff, mosh pit, doom"
+            "blast beat, growled vocal, distorted guitar, double bass drum, breakdown, tremolo riff, mosh pit, doom"
         ),
-        "baroque": (
-            "harpsichord, fugue, cello suite, organ toccata, concerto grosso, countertenor, cantata, minuet"
-        ),
+        "baroque": ("harpsichord, fugue, cello suite, organ toccata, concerto grosso, countertenor, cantata, minuet"),
         "techno": (
             "drum machine, acid bassline, warehouse rave, synth loop, "
             "four-on-the-floor kick, strobe, modular patch, remix"
         ),
-        "bluegrass": (
-            "banjo, fiddle, mandolin, mountain ballad, flatpicking, front porch, harmony trio, washboard"
-        ),
+        "bluegrass": ("banjo, fiddle, mandolin, mountain ballad, flatpicking, front porch, harmony trio, washboard"),
         "hip hop": "turntable, freestyle verse, boom-bap beat, sampler, block party, mixtape, rhyme, emcee",
         "bossa nova": (
             "nylon guitar, Rio evening, soft samba, whispered vocal, "
@@ -115,20 +86,16 @@ TOPICS: dict[str, dict[str, str]] = {
         ),
         "opera": "soprano aria, tenor, libretto, orchestra pit, chorus, overture, diva, tragic finale",
         "reggae": (
-            "offbeat guitar, dub echo, bass groove, sound system, "
-            "steel drum, island sun, roots lyric, one-drop beat"
+            "offbeat guitar, dub echo, bass groove, sound system, steel drum, island sun, roots lyric, one-drop beat"
         ),
         "ambient": "drone, field recording, tape hiss, slow pad, rain texture, sleep, meditation, reverb",
         "punk rock": (
-            "three-chord riff, protest lyric, basement gig, fast drums, "
-            "safety pin, garage demo, shout-along, zine"
+            "three-chord riff, protest lyric, basement gig, fast drums, safety pin, garage demo, shout-along, zine"
         ),
         "Celtic folk": "tin whistle, uilleann pipes, reel, bodhran, sea shanty, harp, jig, Gaelic song",
     },
     "news": {
-        "interest rates": (
-            "central bank, inflation, bond yield, mortgage, rate cut, currency, deficit, lender"
-        ),
+        "interest rates": ("central bank, inflation, bond yield, mortgage, rate cut, currency, deficit, lender"),
         "football transfers": (
             "striker, transfer fee, loan deal, club captain, agent, contract, goalkeeper, winter window"
         ),
@@ -136,24 +103,17 @@ TOPICS: dict[str, dict[str, str]] = {
             "carbon tax, emissions target, wind farm, summit, heatwave, coal plant, treaty, solar subsidy"
         ),
         "archaeology": (
-            "burial mound, Roman villa, clay tablet, excavation, "
-            "shipwreck, cave painting, mummy, ancient coin"
+            "burial mound, Roman villa, clay tablet, excavation, shipwreck, cave painting, mummy, ancient coin"
         ),
-        "cybersecurity": (
-            "ransomware, data breach, phishing, zero-day flaw, password, hacker group, firewall, patch"
-        ),
-        "public health": (
-            "vaccine, hospital, outbreak, nurse, screening, antibiotic, waiting list, flu season"
-        ),
+        "cybersecurity": ("ransomware, data breach, phishing, zero-day flaw, password, hacker group, firewall, patch"),
+        "public health": ("vaccine, hospital, outbreak, nurse, screening, antibiotic, waiting list, flu season"),
         "space missions": (
             "Mars rover, rocket launch, telescope, astronaut, lunar lander, satellite, splashdown, payload"
         ),
         "local transport": (
             "tram line, bus lane, station, road works, ticket price, cycle path, commuter, bridge repair"
         ),
-        "elections": (
-            "ballot, polling station, coalition, candidate debate, turnout, recount, manifesto, swing voter"
-        ),
+        "elections": ("ballot, polling station, coalition, candidate debate, turnout, recount, manifesto, swing voter"),
         "education": (
             "exam results, teacher, school meal, university fee, classroom, scholarship, curriculum, homework"
         ),
@@ -223,9 +183,7 @@ def write_catalogue(main: np.ndarray, *, second: np.ndarray, rng: np.random.Gene
         written[topic] = number + 1
         round_trip, slot = divmod(number, 8 * len(MODIFIERS))
         modifier, word = divmod(int(orders[topic][slot]), 8)
-        items.append(
-            _write_item(position, topic=topic, minor=minor, title=(modifier, word, round_trip), rng=rng)
-        )
+        items.append(_write_item(position, topic=topic, minor=minor, title=(modifier, word, round_trip), rng=rng))
     return Catalogue.from_rows(items)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from client.samples import stack_windows
 from client.store import History
@@ -36,9 +35,7 @@ def item_table(model: Model = RICH, *, hidden: int = 32) -> ItemTable:
     """Random items with random popularity."""
     generator = np.random.default_rng(7)
     raw = generator.normal(size=(ITEMS, hidden)).astype(np.float32)
-    views = make_views(
-        raw, whitening=model.whitening, output_dim=model.output_dim, output_scale=model.output_scale
-    )
+    views = make_views(raw, whitening=model.whitening, output_dim=model.output_dim, output_scale=model.output_scale)
     table = ItemTable(views)
     table.set_popularity(generator.normal(size=ITEMS).astype(np.float32))
     return table

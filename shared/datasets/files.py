@@ -50,9 +50,7 @@ def read_text(path: Path, *, encoding: str = "utf-8") -> str:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise DataError.at(
-            path, found=error.strerror or "an unreadable file", expected="a readable file"
-        ) from None
+        raise DataError.at(path, found=error.strerror or "an unreadable file", expected="a readable file") from None
     try:
         return raw.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -149,13 +147,9 @@ def read_jsonl(path: Path) -> Table:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError.at(
-                path, line=number, found=f"invalid JSON ({error})", expected="a JSON object"
-            ) from None
+            raise DataError.at(path, line=number, found=f"invalid JSON ({error})", expected="a JSON object") from None
         if not isinstance(row, dict):
-            raise DataError.at(
-                path, line=number, found=f"a JSON {type(row).__name__}", expected="a JSON object"
-            )
+            raise DataError.at(path, line=number, found=f"a JSON {type(row).__name__}", expected="a JSON object")
         rows.append({key: _cell(path, number, key, value) for key, value in row.items()})
         lines.append(number)
     names = dict.fromkeys(name for row in rows for name in row)
@@ -192,9 +186,7 @@ def _header(path: Path, line: int, names: list[str]) -> list[str]:
     for position, name in enumerate(trimmed, start=1):
         if not name or name in trimmed[: position - 1]:
             problem = f"the column name {name!r} twice" if name else "an empty column name"
-            raise DataError.at(
-                path, line=line, column=position, found=problem, expected="distinct column names"
-            )
+            raise DataError.at(path, line=line, column=position, found=problem, expected="distinct column names")
     return trimmed
 
 

@@ -42,9 +42,7 @@ class EventColumns:
 
     def take(self, rows: NDArray[np.int64]) -> EventColumns:
         """The given rows, in the given order."""
-        return EventColumns(
-            self.user[rows], self.item[rows], self.time[rows], self.kind[rows], self.value[rows]
-        )
+        return EventColumns(self.user[rows], self.item[rows], self.time[rows], self.kind[rows], self.value[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +83,7 @@ class Interactions:
         counts = np.bincount(columns.user, minlength=len(users))
         if not counts.all():
             lonely = users[int(np.argmin(counts))]
-            raise DataError(
-                f"{name}: found user {lonely!r} without events; expected at least one for each user"
-            )
+            raise DataError(f"{name}: found user {lonely!r} without events; expected at least one for each user")
         return cls(
             name=name,
             users=tuple(users),

@@ -53,9 +53,7 @@ def load_100k(folder: Path) -> Interactions:
 
 def load_1m(folder: Path) -> Interactions:
     """MovieLens 1M with timestamps: `ratings.dat` and `movies.dat` (:: separated, latin-1)."""
-    ratings = read_delimited(
-        folder / "ratings.dat", separator="::", names=("user", "item", "rating", "timestamp")
-    )
+    ratings = read_delimited(folder / "ratings.dat", separator="::", names=("user", "item", "rating", "timestamp"))
     return _from_ratings("ml-1m", ratings=ratings, catalogue=_films_1m(folder))
 
 
@@ -125,9 +123,7 @@ def _from_ratings(name: str, *, ratings: Table, catalogue: Catalogue) -> Interac
         kind=np.full(len(user), EventKind.RATING, dtype=np.uint8),
         value=parse_numbers(ratings, "rating").astype(np.float32),
     )
-    return Interactions.from_events(
-        name, users=users, catalogue=catalogue, events=events
-    ).with_min_item_count(1)
+    return Interactions.from_events(name, users=users, catalogue=catalogue, events=events).with_min_item_count(1)
 
 
 def _renamed(table: Table, **names: str) -> Table:

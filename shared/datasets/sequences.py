@@ -42,9 +42,7 @@ def read_sequences(path: Path, *, name: str, catalogue: Catalogue, kind: EventKi
     return Interactions.from_events(name, users=tuple(users), catalogue=catalogue, events=events)
 
 
-def _unknown(
-    path: Path, *, item: np.ndarray, flat: list[str], lengths: list[int], catalogue: Catalogue
-) -> DataError:
+def _unknown(path: Path, *, item: np.ndarray, flat: list[str], lengths: list[int], catalogue: Catalogue) -> DataError:
     """The first unknown id and how many there are."""
     unknown = np.flatnonzero(item < 0)
     first = int(unknown[0])

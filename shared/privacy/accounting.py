@@ -37,9 +37,7 @@ class Release:
     def __post_init__(self) -> None:
         ok = self.noise_multiplier > 0 and math.isfinite(self.noise_multiplier)
         if not (ok and 0 < self.sample_rate <= 1 and self.steps >= 1):
-            raise PrivacyError(
-                f"found {self}; expected a positive finite noise multiplier, 0 < q <= 1, steps >= 1"
-            )
+            raise PrivacyError(f"found {self}; expected a positive finite noise multiplier, 0 < q <= 1, steps >= 1")
 
 
 @dataclass(frozen=True, slots=True)

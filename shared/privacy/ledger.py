@@ -41,9 +41,7 @@ class Ledger:
             self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
             self._db.execute(_SCHEMA)
         except sqlite3.DatabaseError as error:
-            raise PrivacyError(
-                f"{path}: found no usable ledger ({error}); training stops without one"
-            ) from None
+            raise PrivacyError(f"{path}: found no usable ledger ({error}); training stops without one") from None
 
     def releases(self, device: int) -> list[Release]:
         """What a device has been charged for, oldest first."""
@@ -76,9 +74,7 @@ class Ledger:
             known = self._read("SELECT release FROM releases WHERE device = ? AND key = ?", device, key)
             if known:
                 if _release(known[0][0]) != release:
-                    raise PrivacyError(
-                        f"ledger key {key!r} was charged with another release; use a fresh key"
-                    )
+                    raise PrivacyError(f"ledger key {key!r} was charged with another release; use a fresh key")
                 self._db.execute("ROLLBACK")
                 return False
             past = self.releases(device)

@@ -98,9 +98,7 @@ def invoke(*arguments: str) -> int:
     return int(exit_.value.code or 0)
 
 
-def test_keys_only_prints_one_json_object_and_stops(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_keys_only_prints_one_json_object_and_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home = tmp_path / "device"
     assert invoke("join", str(invitation_file(tmp_path)), "--home", str(home), "--keys-only", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {

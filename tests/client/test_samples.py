@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.samples import (
@@ -53,15 +53,12 @@ events = st.lists(st.tuples(kinds, roles), max_size=40)
 
 def numbered(rows: list[tuple[EventKind, Role]]) -> History:
     """A history whose items are the positions of its events."""
-    return history(
-        list(range(len(rows))), kinds=[kind for kind, _ in rows], roles=[role for _, role in rows]
-    )
+    return history(list(range(len(rows))), kinds=[kind for kind, _ in rows], roles=[role for _, role in rows])
 
 
+@settings(max_examples=40)
 @given(events, st.integers(2, 9))
-def test_each_training_event_is_in_exactly_one_window(
-    rows: list[tuple[EventKind, Role]], length: int
-) -> None:
+def test_each_training_event_is_in_exactly_one_window(rows: list[tuple[EventKind, Role]], length: int) -> None:
     windows = training_windows(numbered(rows), length=length)
     found = [item for window in members(windows) for item in window]
     assert found == [position for position, (_, role) in enumerate(rows) if role == Role.TRAIN]
@@ -69,6 +66,7 @@ def test_each_training_event_is_in_exactly_one_window(
     assert all(len(window) == length for window in members(windows)[:-1])
 
 
+@settings(max_examples=40)
 @given(events, events, st.integers(2, 9))
 def test_new_events_never_move_an_old_one_to_another_window(
     old: list[tuple[EventKind, Role]], new: list[tuple[EventKind, Role]], length: int
@@ -81,6 +79,7 @@ def test_new_events_never_move_an_old_one_to_another_window(
     assert after[: max(len(before) - 1, 0)] == before[:-1]
 
 
+@settings(max_examples=40)
 @given(events, events, st.integers(2, 9))
 def test_full_windows_are_bit_for_bit_the_same_after_new_events(
     old: list[tuple[EventKind, Role]], new: list[tuple[EventKind, Role]], length: int
@@ -92,6 +91,7 @@ def test_full_windows_are_bit_for_bit_the_same_after_new_events(
         assert torch.equal(getattr(before.pick(full), name), getattr(after.pick(full), name))
 
 
+@settings(max_examples=40)
 @given(events, events, st.integers(2, 9))
 def test_one_window_does_not_depend_on_another(
     first: list[tuple[EventKind, Role]], second: list[tuple[EventKind, Role]], length: int

@@ -99,9 +99,7 @@ def test_a_file_outlives_its_process_and_is_private(tmp_path: Path, durable: boo
     first.close()
     again = Store(path)
     assert again.history(0, SHELF).items.tolist() == [1, 0]
-    assert [stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()] == [0o600] * len(
-        list(tmp_path.iterdir())
-    )
+    assert [stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()] == [0o600] * len(list(tmp_path.iterdir()))
     again.close()
 
 

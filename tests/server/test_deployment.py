@@ -13,10 +13,9 @@ import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from time import monotonic, sleep
+from time import sleep
 
 import psutil
 import pytest
@@ -26,12 +25,12 @@ from client.deployment import DeviceHome, create_keys
 from server import certificates, runs
 from server.certificates import create_certificates
 from server.deployment import Deployment, prepare
-from server.runs import register, run_rounds, write_bundle
-from shared.errors import DeploymentError
+from server.runs import prepare_run, register, run_rounds, write_bundle
+from shared.artifacts import load_catalogue
+from shared.config import load_config
+from shared.errors import DeploymentError, RunError
 from shared.terminal import Child, flower_environment, run_cli, wait_until
-
-ROOT = Path(__file__).resolve().parents[2]
-
+from tests.server.programs import ROOT, program
 
 # --- certificates ------------------------------------------------------------------------------------------
 
@@ -148,9 +147,7 @@ def test_commands_say_what_is_missing(tmp_path: Path) -> None:
 
 def test_the_bundle_names_the_apps_and_holds_no_code(tmp_path: Path) -> None:
     config = {"rounds": 3, "share": 0.5, "secure": False, "out": '/a "b"/c'}
-    bundle = write_bundle(
-        tmp_path / "app", run_config=config, components=("server.app:app", "client.app:app")
-    )
+    bundle = write_bundle(tmp_path / "app", run_config=config, components=("server.app:app", "client.app:app"))
     assert [path.name for path in bundle.iterdir()] == ["pyproject.toml"]
     flower = tomllib.loads((bundle / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert flower["config"] == config
@@ -233,6 +230,9 @@ def test_flower_state_stays_out_of_the_users_home(tmp_path: Path) -> None:
 # --- the command line --------------------------------------------------------------------------------------
 
 
+ITEMS = "item,title,text\ntea-1,Tea,Green leaf tea\ncup-7,Cup,\n"
+
+
 def invoke(*arguments: str) -> int:
     from server.cli import app
 
@@ -247,15 +247,27 @@ def invoke(*arguments: str) -> int:
         (["strat"], "Did you mean 'start'? (see homerank-server --help)"),
         (["start", "--prot", "1", "d"], "Did you mean '--port'? (see homerank-server start --help)"),
         (["start"], "Missing argument 'DIR'"),
-        (["run", "nowhere"], "is not a homerank deployment"),
-        (["run", "nowhere", "--rounds", "0"], "0 is not in the range"),
-        (["run", "nowhere", "--config", "no.toml"], "no.toml is not a file"),
+        (["run", "nowhere"], "Missing option '--catalogue'"),
+        (["run", "nowhere", "--catalogue", "items.csv"], "is not a homerank deployment"),
+        (["run", "nowhere", "--catalogue", "items.csv", "--rounds", "0"], "0 is not in the range"),
+        (["run", "there", "--catalogue", "items.csv", "--config", "no.toml"], "no.toml: found no readable file"),
+        (["run", "there", "--catalogue", "no.csv"], "no.csv"),
+        (["run", "there", "--catalogue", "items.csv", "--set", "model.blcks=1"], "Did you mean 'model.blocks'?"),
+        (["run", "there", "--catalogue", "items.csv"], "no server answers at"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path / "there")
+    (tmp_path / "items.csv").write_text(ITEMS)
     assert invoke(*arguments) == 2
+    assert not (tmp_path / "nowhere").exists()
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
@@ -268,7 +280,25 @@ def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "run_rounds", interrupted)
-    assert invoke("run", str(tmp_path)) == 130
+    prepare(tmp_path / "d")
+    (tmp_path / "items.csv").write_text(ITEMS)
+    assert invoke("run", str(tmp_path / "d"), "--catalogue", str(tmp_path / "items.csv")) == 130
+
+
+def test_a_run_goes_on_in_its_folder_only_with_the_same_settings_and_catalogue(tmp_path: Path) -> None:
+    items, out = tmp_path / "items.csv", tmp_path / "run"
+    items.write_text(ITEMS)
+    prepare_run(out, catalogue=items, config=None, assignments=["federation.rounds=2"])
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert load_config(out / "config.toml").privacy.mode == "event"
+    assert [item.title for item in load_catalogue(out / "items.jsonl").items] == ["Tea", "Cup"]
+    prepare_run(out, catalogue=items, config=out / "config.toml", assignments=[])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+    with pytest.raises(RunError, match="other settings or another catalogue; choose another --out"):
+        prepare_run(out, catalogue=items, config=None, assignments=["federation.rounds=3"])
+    items.write_text(ITEMS + "pot-3,Pot,\n")
+    with pytest.raises(RunError, match="another catalogue"):
+        prepare_run(out, catalogue=items, config=None, assignments=["federation.rounds=2"])
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -321,36 +351,11 @@ app = ClientApp()
 
 @app.train()
 def train(message, context):
-    with open(context.node_config["store"], "a") as file:
+    with open(context.node_config["store"] + ".seen", "a") as file:
         file.write("seen\\n")
     weights = message.content["w"]["w"].numpy() + context.run_config["step"]
     return Message(RecordDict({"w": ArrayRecord({"w": Array(weights)})}), reply_to=message)
 """
-
-
-@contextmanager
-def program(*arguments: str, expect: int) -> Iterator[dict[str, str]]:
-    """Run a homerank program with --json; yields its object, interrupts it, checks that nothing is left."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *arguments, "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        yield json.loads(line) if line else {}
-    finally:
-        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        process.send_signal(signal.SIGINT if expect == 130 else signal.SIGTERM)
-        started = monotonic()
-        process.communicate(timeout=60)
-        _, alive = psutil.wait_procs(family, timeout=1)
-    assert alive == []
-    assert process.returncode == expect
-    assert monotonic() - started < 20
 
 
 def server_apps(address: str) -> list[psutil.Process]:
@@ -379,6 +384,10 @@ def tiny_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]
 def test_two_devices_run_two_rounds(tmp_path: Path, tiny_app: tuple[str, str]) -> None:
     folder, out = tmp_path / "a deployment", tmp_path / "out.json"
     config = {"rounds": 2, "nodes": 2, "step": 0.5, "fail": False, "out": str(out)}
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "items.csv").write_text(ITEMS)
+    (data / "events.csv").write_text("user,item\nana,tea-1\nana,cup-7\n")
     with program("server", "start", str(folder), expect=143) as ready:
         devices = [tmp_path / "device 0", tmp_path / "device 1"]
 
@@ -386,11 +395,16 @@ def test_two_devices_run_two_rounds(tmp_path: Path, tiny_app: tuple[str, str]) -
             return ["client", "join", ready["invitation"], "--home", str(home), *options]
 
         refused = subprocess.run(
-            [sys.executable, "-m", *join(devices[0])], capture_output=True, text=True, cwd=ROOT, timeout=60
+            [sys.executable, "-m", *join(devices[0], "--data", str(data))],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=60,
         )
         assert refused.returncode == 2
-        assert refused.stderr.count("\n") == 1
-        assert "does not know this device; register its key" in refused.stderr
+        imported, why = refused.stderr.splitlines()
+        assert imported.startswith("imported 2 events; they stay in ")
+        assert "does not know this device; register its key" in why
 
         for home in devices:
             register(folder, create_keys(DeviceHome.at(home)))
@@ -398,11 +412,12 @@ def test_two_devices_run_two_rounds(tmp_path: Path, tiny_app: tuple[str, str]) -
             register(folder, DeviceHome.at(devices[0]).public_key)
 
         lines: list[str] = []
-        with program(*join(devices[0]), expect=130), program(*join(devices[1]), expect=130):
+        second = join(devices[1], "--data", str(data))
+        with program(*join(devices[0]), expect=130), program(*second, expect=130):
             run_rounds(folder, run_config=config, components=tiny_app, timeout=240, on_line=lines.append)
             assert json.loads(out.read_text()) == {"weight": 1.0, "nodes": 2}
             for home in devices:
-                assert (home / "device.sqlite").read_text() == "seen\nseen\n"
+                assert (home / "device.sqlite.seen").read_text() == "seen\nseen\n"
             assert sum("round done" in line for line in lines) == 2
 
             with pytest.raises(DeploymentError, match=r"finished:failed.*the tiny app fails on purpose"):

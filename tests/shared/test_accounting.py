@@ -112,8 +112,7 @@ def test_the_rdp_price_bounds_the_closed_form_from_above(z: float, steps: int) -
 @pytest.mark.parametrize("z", [0.7, 1.0, 4.0])
 def test_sampling_fewer_windows_costs_less(z: float) -> None:
     prices = [
-        epsilon_of([Release("train", z, sample_rate=rate, steps=10)], delta=DELTA)
-        for rate in (0.01, 0.1, 0.5, 0.999)
+        epsilon_of([Release("train", z, sample_rate=rate, steps=10)], delta=DELTA) for rate in (0.01, 0.1, 0.5, 0.999)
     ]
     assert prices == sorted(prices)
     assert prices[0] < prices[-1] / 2
@@ -135,9 +134,7 @@ def test_extreme_sampled_releases_have_a_price_without_warnings(release: Release
 #: The table in `epsilon_of`.
 def test_table_of_epsilon_of() -> None:
     assert epsilon_of([], delta=DELTA) == 0.0
-    assert epsilon_of([Release("train", 1.0)], delta=DELTA) == pytest.approx(
-        gaussian_epsilon(1.0, delta=DELTA)
-    )
+    assert epsilon_of([Release("train", 1.0)], delta=DELTA) == pytest.approx(gaussian_epsilon(1.0, delta=DELTA))
     mixed = [Release("popularity", 2.0), Release("train", 1.0, sample_rate=0.5)]
     whole = [Release("popularity", 2.0), Release("train", 1.0)]
     assert 0 < epsilon_of(mixed, delta=DELTA) < epsilon_of(whole, delta=DELTA)
@@ -186,9 +183,7 @@ def test_a_plan_spends_exactly_the_budget(epsilon: float, delta: float, particip
     assert spent == plan.epsilon
     assert spent <= epsilon
     assert spent == pytest.approx(epsilon, rel=1e-6)
-    assert exact_delta(
-        math.sqrt(sum(r.steps / r.noise_multiplier**2 for r in releases)), epsilon
-    ) <= delta * (1 + 1e-6)
+    assert exact_delta(math.sqrt(sum(r.steps / r.noise_multiplier**2 for r in releases)), epsilon) <= delta * (1 + 1e-6)
 
 
 def test_a_plan_splits_what_adds_up_by_the_shares() -> None:

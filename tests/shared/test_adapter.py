@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -31,6 +31,7 @@ def close(left: AdapterState, right: AdapterState, *, tolerance: float = 1e-2) -
     return np.allclose(left.pack(), right.pack(), rtol=1e-5, atol=tolerance)
 
 
+@settings(max_examples=40)
 @given(states(), states(), states())
 def test_addition_is_a_commutative_group(a: AdapterState, b: AdapterState, c: AdapterState) -> None:
     assert close((a + b) + c, a + (b + c))
@@ -40,6 +41,7 @@ def test_addition_is_a_commutative_group(a: AdapterState, b: AdapterState, c: Ad
     assert close((a + b) - b, a)
 
 
+@settings(max_examples=40)
 @given(states(), states(), st.floats(-100, 100))
 def test_scaling_is_linear_and_the_norm_homogeneous(a: AdapterState, b: AdapterState, factor: float) -> None:
     assert close((a + b) * factor, a * factor + b * factor, tolerance=0.1)
@@ -48,23 +50,21 @@ def test_scaling_is_linear_and_the_norm_homogeneous(a: AdapterState, b: AdapterS
     assert (a * 0.0).norm() == 0.0
 
 
+@settings(max_examples=40)
 @given(states(), states())
-def test_the_norm_is_that_of_the_packed_vector_and_obeys_the_triangle(
-    a: AdapterState, b: AdapterState
-) -> None:
+def test_the_norm_is_that_of_the_packed_vector_and_obeys_the_triangle(a: AdapterState, b: AdapterState) -> None:
     assert a.norm() == pytest.approx(float(np.linalg.norm(a.pack().astype(np.float64))))
     assert (a + b).norm() <= (a.norm() + b.norm()) * (1 + 1e-5) + 1e-6
 
 
+@settings(max_examples=40)
 @given(states())
 def test_pack_and_unpack_are_inverse(a: AdapterState) -> None:
     packed = a.pack()
     assert packed.dtype == np.float32
     assert packed.shape == (a.size,) == (6 + 4 + 2 + 1,)
     assert AdapterState.unpack(packed, a.shapes) == a
-    assert (
-        AdapterState.unpack(packed, dict(reversed(a.shapes.items()))) == a
-    )  # the order is that of the names
+    assert AdapterState.unpack(packed, dict(reversed(a.shapes.items()))) == a  # the order is that of the names
 
 
 def test_hand_computed_values() -> None:

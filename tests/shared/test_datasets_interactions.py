@@ -35,9 +35,7 @@ def columns(rows: list[tuple[int, int, float]], *, kinds: list[EventKind] | None
     )
 
 
-def build(
-    rows: list[tuple[int, int, float]], *, items: int = 5, kinds: list[EventKind] | None = None
-) -> Interactions:
+def build(rows: list[tuple[int, int, float]], *, items: int = 5, kinds: list[EventKind] | None = None) -> Interactions:
     users = sorted({row[0] for row in rows})
     return Interactions.from_events(
         "test", users=[f"u{n}" for n in users], catalogue=shelf(items), events=columns(rows, kinds=kinds)
@@ -51,9 +49,7 @@ def test_events_are_sorted_by_user_and_time_and_ties_keep_file_order() -> None:
     assert data.offsets.tolist() == [0, 4, 6]
     assert data.has_times
     assert len(data) == 6
-    kinds = [
-        column.dtype for column in (data.user, data.item, data.time, data.kind, data.value, data.offsets)
-    ]
+    kinds = [column.dtype for column in (data.user, data.item, data.time, data.kind, data.value, data.offsets)]
     assert kinds == [np.int32, np.int32, np.float64, np.uint8, np.float32, np.int64]
 
 

@@ -127,9 +127,7 @@ def test_bad_films_name_their_place(tmp_path: Path) -> None:
 def test_csv_headers_are_required(tmp_path: Path) -> None:
     (tmp_path / "movies.csv").write_text("movieId,title,genres\n1,A,Drama\n")
     (tmp_path / "ratings.csv").write_text("userId,movieId,stars,timestamp\n5,1,4,20\n")
-    with pytest.raises(
-        DataError, match=r"ratings\.csv, line 1, column rating: found only the columns userId"
-    ):
+    with pytest.raises(DataError, match=r"ratings\.csv, line 1, column rating: found only the columns userId"):
         load_data(tmp_path)
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n")
     with pytest.raises(DataError, match=r"ratings\.csv, line 1: found no rows"):

@@ -17,9 +17,7 @@ DELTA = 1e-5
 ROUND = Release("train", 2.0)
 
 
-def charge(
-    ledger: Ledger, key: str, *, device: int = 0, release: Release = ROUND, epsilon: float = 8.0
-) -> bool:
+def charge(ledger: Ledger, key: str, *, device: int = 0, release: Release = ROUND, epsilon: float = 8.0) -> bool:
     return ledger.charge(device, release, key=key, epsilon=epsilon, delta=DELTA)
 
 

@@ -112,9 +112,7 @@ def test_negatives_never_exclude_the_users_held_out_items() -> None:
     for user in range(200):
         options = {"count_items": 30, "training_items": training, "size": 5}
         drawn_for_test |= set(draw_negatives(negatives_generator(0, user), target=test, **options))
-        drawn_for_validation |= set(
-            draw_negatives(negatives_generator(0, user), target=validation, **options)
-        )
+        drawn_for_validation |= set(draw_negatives(negatives_generator(0, user), target=validation, **options))
     assert drawn_for_test == set(range(30)) - {0, 1, 2, test}
     assert drawn_for_validation == set(range(30)) - {0, 1, 2, validation}
     assert validation in drawn_for_test
@@ -123,9 +121,7 @@ def test_negatives_never_exclude_the_users_held_out_items() -> None:
 
 def test_held_out_items_are_drawn_as_often_as_any_other() -> None:
     draws = [
-        draw_negatives(
-            negatives_generator(1, user), count_items=42, training_items=np.array([0]), target=1, size=10
-        )
+        draw_negatives(negatives_generator(1, user), count_items=42, training_items=np.array([0]), target=1, size=10)
         for user in range(4000)
     ]
     counts = np.bincount(np.concatenate(draws), minlength=42)

@@ -58,9 +58,7 @@ def reply(*, config: Any = None, **arrays: Any) -> RecordDict:
     """A reply to `manifest()` with parts replaced. Values of `arrays` are numpy or wire arrays."""
     address = {"schema": protocol.SCHEMA_VERSION, "run": "r1", "round": 4, "phase": "train"}
     contents = arrays or {"packed": np.ones(4, dtype=np.float32)}
-    wired = {
-        name: value if isinstance(value, WireArray) else WireArray(value) for name, value in contents.items()
-    }
+    wired = {name: value if isinstance(value, WireArray) else WireArray(value) for name, value in contents.items()}
     return RecordDict(
         {
             "config": ConfigRecord({**address, **(config or {})}),

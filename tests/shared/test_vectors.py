@@ -64,9 +64,7 @@ def test_output_vectors_keep_the_leading_directions_at_the_asked_length(raw: np.
 
 def test_two_items_by_hand() -> None:
     """Rows (3, 0) and (1, 0): centred (1, 0) and (-1, 0), all variance in one direction."""
-    views = make_views(
-        np.array([[3, 0], [1, 0]], dtype=np.float32), whitening=1.0, output_dim=1, output_scale=2.0
-    )
+    views = make_views(np.array([[3, 0], [1, 0]], dtype=np.float32), whitening=1.0, output_dim=1, output_scale=2.0)
     np.testing.assert_allclose(views.plain, [[1, 0], [-1, 0]], atol=1e-6)
     np.testing.assert_allclose(np.abs(views.output), [[2], [2]], rtol=1e-6)
     assert views.output[0, 0] == -views.output[1, 0]

@@ -64,9 +64,7 @@ class Page(HTMLParser):
         return [attrs for _, attrs in self.tags if name in (attrs.get("class") or "").split()]
 
 
-def make_result(
-    *, mode: str = "event", gain: float = 0.03, low: float = 0.02, high: float = 0.04
-) -> dict[str, Any]:
+def make_result(*, mode: str = "event", gain: float = 0.03, low: float = 0.02, high: float = 0.04) -> dict[str, Any]:
     def row(value: float) -> dict[str, float]:
         return {"hr@10": 2 * value, "ndcg@10": value, "mrr": value, "hr@10_99neg": 0.5, "ndcg@10_99neg": 0.4}
 
@@ -249,9 +247,7 @@ def test_nothing_is_loaded_from_anywhere(tmp_path: Path, mode: str) -> None:
         assert tag not in {"script", "link", "iframe", "img", "object", "embed", "base", "form"}
         assert not {"src", "href", "srcset", "action", "xlink:href"} & set(attrs)
         assert not [name for name in attrs if name.startswith("on")]
-    policy = [
-        attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"
-    ]
+    policy = [attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
     assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
 
 
@@ -259,9 +255,7 @@ def poison(value: Any, words: str) -> Any:
     """The same structure with every text that comes from data replaced, some keys included."""
     if isinstance(value, dict):
         open_keys = {"not-finite", "content", "adapter", "federated - zero_shot"}
-        return {
-            words + key if key in open_keys else key: poison(inner, words) for key, inner in value.items()
-        }
+        return {words + key if key in open_keys else key: poison(inner, words) for key, inner in value.items()}
     if isinstance(value, list):
         return [poison(inner, words) for inner in value]
     return words if isinstance(value, str) and value not in {"event", "none", "adapter", "start"} else value
@@ -341,9 +335,7 @@ def test_the_table_in_a_terminal() -> None:
     Console(file=out, width=100).print(result_table(result))
     lines = out.getvalue().splitlines()
     cells = {
-        line.split("  ")[1].strip(): line.split()[-5:]
-        for line in lines
-        if re.search(r"\d\.\d{4}$", line.rstrip())
+        line.split("  ")[1].strip(): line.split()[-5:] for line in lines if re.search(r"\d\.\d{4}$", line.rstrip())
     }
     assert cells["zero-shot"] == ["0.1200", "0.0600", "0.0600", "0.5000", "0.4000"]
     assert cells["federated *"] == ["0.1800", "0.0900", "0.0900", "0.5000", "0.4000"]

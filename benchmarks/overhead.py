@@ -1,0 +1,63 @@
+"""What the inline engine costs besides training: milliseconds per message, and memory for many virtual devices.
+
+    python benchmarks/overhead.py --devices 10000 --cohort 500
+
+The trainer is replaced by one that returns zeros; everything else of a round is the real thing: sampling, messages,
+manifest, ledger, store, windows, checks, aggregation. The backbone is the default one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+
+from client.trainer import Step
+from shared.adapter import AdapterState
+from shared.config import Config, merge
+from simulations.engines import run_inline
+from simulations.runfolder import prepare
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--devices", type=int, default=10_000)
+    parser.add_argument("--cohort", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=4)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = {
+        "data": {"world_users": chosen.devices, "world_events": 12},
+        "privacy": {"mode": "event"},
+        "federation": {"cohort": chosen.cohort, "rounds": chosen.rounds},
+        "evaluation": {"every": 0},
+    }
+    seconds: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        run = prepare(merge(Config(), settings), Path(folder) / "run")
+        print(f"registered {run.devices} virtual devices in {time.perf_counter() - started:.1f} s")
+
+        def no_training(
+            scorer: object, windows: object, table: object, *, step: Step, seed: int | None
+        ) -> AdapterState:
+            shapes = {name: p.shape for name, p in scorer.adapter_parameters.items()}  # type: ignore[attr-defined]
+            return AdapterState({name: np.zeros(shapes[name], dtype=np.float32) for name in step.names})
+
+        with mock.patch("client.trainer.train_locally", no_training):
+            run_inline(run.path, devices=run.devices)
+        seconds = [row["seconds"] for row in run.rows() if row["phase"] == "train"]
+    per_message = [1000 * value / chosen.cohort for value in seconds]
+    print(f"milliseconds per message and round: {', '.join(f'{value:.2f}' for value in per_message)}")
+    print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()

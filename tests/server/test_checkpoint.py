@@ -1,0 +1,128 @@
+"""A checkpoint is whole or absent, and fits its experiment or is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from server.checkpoint import ServerState
+from server.optimiser import ServerOptimiser
+from shared import artifacts
+from shared.adapter import AdapterState
+from shared.artifacts import load_arrays, save_arrays
+from shared.errors import RunError
+
+SHAPES = {"q.lora_A.weight": (2, 3), "q.lora_B.weight": (3, 2), "gamma.weight": (1,)}
+
+
+def adapter(seed: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> AdapterState:
+    generator = np.random.default_rng(seed)
+    return AdapterState({name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
+
+
+def fresh(shapes: dict[str, tuple[int, ...]] = SHAPES) -> ServerState:
+    return ServerState(run="r-0", adapter=adapter(0, shapes), optimiser=ServerOptimiser("adam", 0.1, 0.9))
+
+
+def advanced() -> ServerState:
+    """A state in which everything is set."""
+    state = fresh()
+    state.adapter = state.optimiser.apply(state.adapter, adapter(1))
+    state.adapter = state.optimiser.apply(state.adapter, adapter(2).select(["gamma.weight"]))
+    state.round, state.popularity = 7, np.arange(4, dtype=np.float32)
+    state.averaged, state.averaged_rounds = adapter(3), 2
+    state.outcome = {"shipped": "start", "gain": None, "reason": "so that"}
+    return state
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    state = advanced()
+    state.save(tmp_path / "c.safetensors")
+    loaded = ServerState.load(tmp_path / "c.safetensors", fresh=fresh())
+    assert loaded.run == "r-0"
+    assert loaded.adapter == state.adapter
+    assert loaded.averaged == state.averaged
+    assert np.array_equal(loaded.popularity, state.popularity)
+    assert (loaded.round, loaded.averaged_rounds, loaded.outcome) == (7, 2, state.outcome)
+    assert loaded.optimiser.steps == {"gamma.weight": 2, "q.lora_A.weight": 1, "q.lora_B.weight": 1}
+    update = adapter(5)
+    assert loaded.optimiser.apply(loaded.adapter, update) == state.optimiser.apply(state.adapter, update)
+
+
+def test_a_state_before_the_first_round_comes_back(tmp_path: Path) -> None:
+    fresh().save(tmp_path / "c.safetensors")
+    loaded = ServerState.load(tmp_path / "c.safetensors", fresh=fresh())
+    assert (loaded.popularity, loaded.averaged, loaded.round, loaded.outcome) == (None, None, 0, {})
+    assert loaded.adapter == adapter(0)
+
+
+def test_a_crash_while_writing_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.safetensors"
+    advanced().save(path)
+    before = path.read_bytes()
+
+    def crash(_: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(artifacts.os, "fsync", crash)
+    with pytest.raises(OSError, match="no space"):
+        fresh().save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"not safetensors at all",
+        lambda data: data[:-1],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:8] + b"x" + data[9:],
+        lambda data: data[:-4] + np.float32(np.nan).tobytes(),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "c.safetensors"
+    advanced().save(path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(RunError, match="no usable checkpoint .* start a new run"):
+        ServerState.load(path, fresh=fresh())
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {**SHAPES, "q.lora_A.weight": (3, 2)},
+        {**SHAPES, "more.weight": (1,)},
+        {"gamma.weight": (1,)},
+    ],
+)
+def test_another_experiments_checkpoint_is_refused(tmp_path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    advanced().save(tmp_path / "c.safetensors")
+    with pytest.raises(RunError, match="other names or shapes"):
+        ServerState.load(tmp_path / "c.safetensors", fresh=fresh(shapes))
+
+
+@pytest.mark.parametrize("name", ["optimiser/first/gamma.weight", "averaged/gamma.weight", "optimiser/second/unknown"])
+def test_moments_or_averages_of_another_shape_are_refused(tmp_path: Path, name: str) -> None:
+    """A moment of another shape would broadcast without a word."""
+    path = tmp_path / "c.safetensors"
+    advanced().save(path)
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="numpy") as handle:
+        metadata = handle.metadata()
+    save_arrays(path, {**load_arrays(path), name: np.zeros((4, 1), dtype=np.float32)}, metadata=metadata)
+    with pytest.raises(RunError, match="other names or shapes"):
+        ServerState.load(path, fresh=fresh())
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_arrays(path, dict(adapter(0).arrays), metadata={"format": "pt"})
+    with pytest.raises(RunError, match="no usable checkpoint"):
+        ServerState.load(path, fresh=fresh())
