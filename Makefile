@@ -22,6 +22,7 @@ check: .venv/.dev
 
 docs: .venv/.dev
 	$(BIN)/python -m shared.config_docs > docs/configuration.md
+	$(BIN)/python -m simulations.cli_docs > docs/cli.md
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("homerank needs Python 3.11 or newer, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'

@@ -55,9 +55,8 @@ def row(name: str, result: dict[str, Any]) -> str:
 
 def main(names: list[str]) -> None:
     """Run and print."""
-    print(
-        f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    )
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine}")
     print(HEAD, flush=True)
     for name in names:
         print(row(name, run(name)), flush=True)

@@ -78,7 +78,7 @@ class DeviceHome:
     def settings(self, *, mode: str, trust: str, epsilon: float, delta: float) -> dict[str, NodeValue]:
         """What the device's ClientApp is told about itself; the limits are the owner's, never the server's.
 
-        Raises ConfigError for an unknown mode or trust.
+        Raises ConfigError for an unknown mode or trust, or a delta that no noise meets.
         """
         for name, value, known in (
             ("privacy", mode, ("event", "none")),
@@ -86,6 +86,8 @@ class DeviceHome:
         ):
             if value not in known:
                 raise ConfigError(f"--{name}: found {value!r}; expected one of {', '.join(known)}")
+        if not delta > 0:
+            raise ConfigError(f"--delta: found {delta}; expected more than 0, for example 1e-5")
         return {
             "store": str(self.folder / "device.sqlite"),
             "ledger": str(self.folder / "ledger.sqlite"),

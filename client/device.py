@@ -241,7 +241,7 @@ def _step(manifest: Manifest, noise: Noise) -> trainer.Step:
             clip_norm=noise.clip if noise.mode == "event" else math.inf,
             names=tuple(sorted(manifest.reply)),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise ProtocolError("found no readable training plan in the manifest") from None
     if not (1 <= step.steps <= 10_000 and 0 < step.sample_rate <= 1 and math.isfinite(step.learning_rate)):
         raise ProtocolError(f"found an unusable training plan {step}")

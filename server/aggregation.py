@@ -21,6 +21,7 @@ FACTORS = (
     (".lora_A.weight", ".lora_B.weight"),
     ("low.0.weight", "low.1.weight"),
     ("output.0.weight", "output.1.weight"),
+    ("output.0.bias", "output.1.weight"),
 )
 
 

@@ -124,8 +124,8 @@ class Strategy:
             raise RunError(f"the popularity count got {replies.accepted} of {len(nodes)} replies: {replies.why()}")
         counts = total.arrays[POPULARITY].astype(np.float64)
         self.state.popularity = log_popularity(counts, noise_std=noise.std_of_sum(replies.accepted))
-        self.state.save(self._checkpoint)
         self._keep_snapshot()
+        self.state.save(self._checkpoint)
 
     def _training_round(self, grid: Grid, nodes: Sequence[int], plan: NoisePlan | None) -> bool:
         """One round; False when too few replied, and then nothing was released."""
@@ -144,8 +144,8 @@ class Strategy:
             state.adapter = state.optimiser.apply(state.adapter, update, factor=self._schedule(number))
             self._average(number)
         state.round = number
+        self._keep_snapshot()  # before the checkpoint, which says that the round is done
         state.save(self._checkpoint)
-        self._keep_snapshot()
         self._record(
             phase="train",
             round=number,
@@ -190,7 +190,8 @@ class Strategy:
         if total is not None and count >= noise.quorum:
             gain = 2 * float(total.arrays["difference"][0]) / count
             deviation = 2 * noise.std_of_sum(count) / count
-        better = gain > CONFIDENCE * deviation
+        needed = CONFIDENCE * deviation
+        better = needed < gain and needed < 1  # NDCG cannot gain more than 1: such a comparison decides nothing
         self.state.outcome = _verdict(better, gain, deviation, refused=replies.why())
         shipped = result if better else self.runtime.start
         self._ship(shipped, plan, devices=len(nodes))

@@ -77,7 +77,7 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
         if path.stat().st_size > MAX_ADAPTER_BYTES:
             raise AdapterError(f"{path}: found {path.stat().st_size} bytes; at most {MAX_ADAPTER_BYTES}")
         arrays = load_file(str(path))
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, KeyError) as error:  # the last two: a dtype numpy has not
         raise AdapterError(f"{path}: found no usable safetensors file ({error})") from None
     for name, array in arrays.items():
         if not np.isfinite(array).all():

@@ -43,7 +43,7 @@ class Model:
     blocks: int = _doc(2, "how many of the backbone's first blocks read the history")
     history: int = _doc(64, "events in one window L; also the longest history the ranker reads")
     input_rank: int = _doc(0, "rank of the learned input projection; 0 uses the item vectors as they are")
-    output_rank: int = _doc(0, "rank of the learned output projection; 0 means a full matrix")
+    output_rank: int = _doc(0, "rank of the learned output projection, started in a public basis; 0: full matrix")
     output_dim: int = _doc(384, "leading whitened directions k the output projection predicts; capped at the width")
     whitening: float = _doc(0.5, "exponent of the whitening of output vectors, 0 (none) to 1 (flat spectrum)")
     output_scale: float = _doc(10.0, "root-mean-square length of the output vectors")

@@ -153,8 +153,9 @@ class Scorer(nn.Module):
         self.output_dim = min(settings.output_dim, hidden)
         self.input = SoftTokens(hidden, rank=settings.input_rank, context=settings.event_context)
         if settings.output_rank:
-            down = nn.Linear(hidden, settings.output_rank, bias=False)
+            down = nn.Linear(hidden, settings.output_rank)  # `shared.basis` gives it a better start
             nn.init.orthogonal_(down.weight)
+            nn.init.zeros_(down.bias)
             up = nn.Linear(settings.output_rank, self.output_dim, bias=False)
             self.output = nn.Sequential(down, up)
         else:
@@ -170,11 +171,14 @@ class Scorer(nn.Module):
     def user_states(self, batch: Windows, table: ItemTable) -> torch.Tensor:
         """z at every position, float32 (B, L, d + k + 1); scores are `z @ table.rows.T`."""
         content = self.gamma(self._content(batch, table))  # (B, L, d)
-        tokens = self.input(table.token[batch.items] * self.settings.token_scale, batch.kinds, batch.gaps)
-        hidden = self.trunk(inputs_embeds=tokens).last_hidden_state  # (B, L, d)
-        learned = self.output(hidden)  # (B, L, k)
+        learned = self.output(self.history_states(batch, table))  # (B, L, k)
         popularity = self.beta(torch.ones_like(content[..., :1]))  # (B, L, 1)
         return torch.cat([content, learned, popularity], dim=-1)
+
+    def history_states(self, batch: Windows, table: ItemTable) -> torch.Tensor:
+        """What the adapted trunk makes of the history at every position, float32 (B, L, d)."""
+        tokens = self.input(table.token[batch.items] * self.settings.token_scale, batch.kinds, batch.gaps)
+        return self.trunk(inputs_embeds=tokens).last_hidden_state
 
     def zero_shot_states(self, batch: Windows, table: ItemTable) -> torch.Tensor:
         """The same at the start values of every parameter, whatever is installed; the trunk is not run."""

@@ -10,9 +10,10 @@ from typing import Any
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY
 from shared.backbone import Backbone, open_backbone
+from shared.basis import public_basis
 from shared.catalogue import Catalogue
 from shared.config import Config, merge
-from shared.errors import ConfigError, ProtocolError
+from shared.errors import AdapterError, ConfigError, ProtocolError
 from shared.model import ItemTable, Scorer, build_scorer, load_parameters, read_parameters
 from shared.vectors import make_views, raw_vectors
 
@@ -31,11 +32,16 @@ class Runtime:
         self.catalogue = catalogue
         self.backbone: Backbone = open_backbone(config.model.backbone)
         self.scorer: Scorer = build_scorer(self.backbone, model=config.model, lora=config.lora, seed=config.seed)
+        if config.model.output_rank:
+            weight, bias = public_basis(self.scorer, self.table, rank=config.model.output_rank, seed=config.seed)
+            arrays = read_parameters(self.scorer)
+            arrays |= {"output.0.weight": weight.numpy(), "output.0.bias": bias.numpy()}
+            load_parameters(self.scorer, arrays)
         self.start = AdapterState(read_parameters(self.scorer))
 
     @cached_property
     def table(self) -> ItemTable:
-        """Item vectors, from the cache or encoded now; a server never needs them."""
+        """Item vectors, from the cache or encoded now."""
         model = self.config.model
         views = make_views(
             raw_vectors(self.backbone, self.catalogue),
@@ -56,9 +62,11 @@ class Runtime:
         """Put in an adapter with its log popularity (array `popularity`, (N,)); AdapterError when it does not fit."""
         arrays = dict(state.arrays)
         popularity = arrays.pop(POPULARITY, None)
+        if popularity is not None and popularity.shape != (len(self.catalogue),):
+            raise AdapterError(f"found popularity of shape {popularity.shape}; expected ({len(self.catalogue)},)")
+        load_parameters(self.scorer, arrays)
         if popularity is not None:
             self.table.set_popularity(popularity)
-        load_parameters(self.scorer, arrays)
 
 
 def public_settings(config: Config) -> dict[str, Any]:

@@ -253,6 +253,7 @@ def flower_environment(home: Path) -> dict[str, str]:
     environment = dict(os.environ)
     environment |= {
         "FLWR_HOME": str(home),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

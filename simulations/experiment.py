@@ -35,7 +35,7 @@ from simulations.report import write_report
 from simulations.runfolder import RunFolder
 
 #: Local-only training is given the best of these factors on the learning rate, chosen on validation items.
-LOCAL_RATE_FACTORS = (1.0, 0.3, 0.1)
+LOCAL_RATE_FACTORS = (1.0, 0.1, 0.01)
 
 Progress = Callable[[str], None]
 

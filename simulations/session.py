@@ -98,8 +98,13 @@ def _finish(run: RunFolder, started: float) -> dict[str, Any]:
         runtime = runtime_for(run.config, run.catalogue)
         _ = runtime.table
     setup = round(time.perf_counter() - started, 2)
-    with _round_bar(run):
-        seconds = train(run)
+    try:
+        with _round_bar(run):
+            seconds = train(run)
+    except KeyboardInterrupt:
+        told = f"stopped after the last finished round; go on with: homerank-simulate run --resume {run.path}"
+        terminal(stderr=True).print(told, soft_wrap=True, markup=False)
+        raise
     with _bar() as bar:
         task = bar.add_task("measuring", total=None)
         return evaluate(

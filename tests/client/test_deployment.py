@@ -112,9 +112,14 @@ def test_keys_only_prints_one_json_object_and_stops(tmp_path: Path, capsys: pyte
     ("arguments", "message"),
     [
         (["jion"], "Did you mean 'join'? (see homerank-client --help)"),
-        (["join", "x", "--hoem", "y"], "'--home', '--store'?) (see homerank-client join --help)"),
+        (["join", "x", "--hoem", "y"], "'--help', '--home'?) (see homerank-client join --help)"),
         (["join", "nowhere.json", "--home", "h"], "nowhere.json: No such file"),
         (["join", "x"], "Missing option '--home'"),
+        (["join", "invitation.json", "--home", "h"], "h: found no history; join with --data FOLDER the first time"),
+        (["join", "invitation.json", "--home", "h", "--privacy", "all"], "'all'; expected one of event, none"),
+        (["join", "invitation.json", "--home", "h", "--trust", "me"], "'me'; expected one of aggregate, local"),
+        (["join", "invitation.json", "--home", "h", "--delta", "0"], "--delta: found 0.0; expected more than 0"),
+        (["join", "invitation.json", "--home", "h", "--data", "d"], "d"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -125,6 +130,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    invitation_file(tmp_path)
     assert invoke(*arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

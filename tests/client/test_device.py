@@ -19,8 +19,8 @@ from client.device import Limits
 from client.store import Role
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY, load_adapter
-from shared.errors import BackboneError, BudgetError, ProtocolError
-from shared.privacy.accounting import Release
+from shared.errors import BackboneError, ProtocolError
+from shared.privacy.accounting import Release, gaussian_epsilon
 from shared.protocol import Manifest, decode_reply
 from tests.client.small_device import (
     ANYTHING,
@@ -42,11 +42,7 @@ PHASES = ("popularity", "train", "validate")
 ADDRESS = {"schema": 1, "run": "r", "round": 3}
 
 
-@pytest.fixture(autouse=True)
-def _vectors_in_a_folder_of_the_test_run(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOMERANK_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def refusal(reply: RecordDict, phase: str | None) -> str:
@@ -101,7 +97,6 @@ def test_without_privacy_nothing_is_added_and_nothing_charged(phase: str) -> Non
     assert home.charges == []
 
 
-UNKNOWN = "train validate popularity install".split()
 NAN = np.array([np.nan], dtype=np.float32)
 
 
@@ -140,14 +135,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], Limits, str]] = {
     "a noise plan that is text": ("popularity", {"noise": "a lot"}, CAREFUL, "bad-message"),
     "no noise multiplier": ("validate", {"noise": {**EVENT, "multiplier": 0.0}}, CAREFUL, "bad-message"),
     "a negative noise multiplier": ("train", {"noise": {**EVENT, "multiplier": -2.0}}, CAREFUL, "bad-message"),
-    "noise without a clip": ("train", {"noise": {**EVENT, "clip": 1e999}}, CAREFUL, "bad-message"),
     "a quorum of nobody": ("popularity", {"noise": {**EVENT, "quorum": 0}}, CAREFUL, "bad-message"),
     "an unknown mode": ("train", {"noise": {**EVENT, "mode": "user"}}, CAREFUL, "bad-message"),
     "an unknown trust": ("train", {"noise": {**EVENT, "trust": "me"}}, CAREFUL, "bad-message"),
     "no training plan": ("train", {"training": None}, CAREFUL, "bad-message"),
     "no local step": ("train", {"training": {**TRAINING, "local_steps": 0}}, CAREFUL, "bad-message"),
     "a sample rate above 1": ("train", {"training": {**TRAINING, "window_sample_rate": 1.5}}, CAREFUL, "bad-message"),
-    "an infinite rate": ("train", {"training": {**TRAINING, "local_learning_rate": 1e999}}, CAREFUL, "bad-message"),
     "several steps on a share of the noise": (
         "train",
         {"training": {**TRAINING, "local_steps": 2}},
@@ -204,6 +197,32 @@ def test_another_schema_is_told_apart() -> None:
     values = json.loads(str(content["config"]["manifest"]))
     content["config"]["manifest"] = json.dumps(values | {"schema": 2})
     assert refusal(Home().device.answer(content), None) == "schema"
+
+
+@pytest.mark.parametrize(
+    ("found", "hostile"),
+    [
+        ('"clip": 2.0', '"clip": 1e999'),
+        ('"multiplier": 2.0', '"multiplier": 1e999'),
+        ('"quorum": 4', '"quorum": 1e999'),
+        ('"local_steps": 1', '"local_steps": 1e999'),
+        ('"local_learning_rate": 1.0', '"local_learning_rate": 1e999'),
+        ('"gamma": 10.0', '"gamma": 1e999'),
+        ('"noise": {', '"noise": {"more": [[[[1]]]], '),
+    ],
+)
+def test_numbers_that_json_lets_overflow_are_refused_or_ignored(found: str, hostile: str) -> None:
+    home = Home()
+    _, content = question("train")
+    text = str(content["config"]["manifest"])
+    assert found in text
+    content["config"]["manifest"] = text.replace(found, hostile)
+    reply = home.device.answer(content)
+    if "more" in hostile:
+        assert home.charges == ["train"]
+    else:
+        assert refusal(reply, "train") == "bad-message"
+        assert home.charges == []
 
 
 SECRET = "person-007 liked i3"
@@ -301,22 +320,19 @@ def test_a_simulated_device_gives_the_same_answer_again_and_is_charged_once(phas
     first, second = (answered(home.device.answer(content), manifest) for _ in range(2))
     assert first == second
     assert home.charges == [phase]
-    other = answered(home.device.answer(question(phase, round=4)[1].copy()), question(phase, round=4)[0])
-    assert not np.array_equal(other.pack(), first.pack())
+    later, content = question(phase, round=4)
+    assert not np.array_equal(decode_reply(home.device.answer(content), later).pack(), first.pack())
     assert home.charges == [phase, phase]
 
 
 def test_a_device_stops_at_its_own_limit_and_goes_on_ranking() -> None:
-    home = Home(seed=None)
-    manifest, content = question("train")
-    codes = [home.device.answer(content)["config"].get("refusal") for _ in range(25)]
-    answers = codes.count(None)
-    assert 1 < answers < 25
-    assert codes == [None] * answers + ["budget"] * (25 - answers)
-    assert home.charges == ["train"] * answers
-    assert home.ledger.spent(0, delta=1e-5) <= 8.0 * (1 + 1e-6)
-    with pytest.raises(BudgetError):
-        home.ledger.charge(0, Release("train", 2.0), key="one more", epsilon=8.0, delta=1e-5)
+    """Two Gaussian releases at z = 1.5 cost epsilon 4.09 at delta 1e-5 (mu = .943), a third would make it 5.17."""
+    home = Home(seed=None, limits=Limits("event", "aggregate", epsilon=4.5, delta=1e-5))
+    _, content = question("train", noise={**EVENT, "multiplier": 1.5})
+    codes = [home.device.answer(content)["config"].get("refusal") for _ in range(4)]
+    assert codes == [None, None, "budget", "budget"]
+    assert home.charges == ["train", "train"]
+    assert home.ledger.spent(0, delta=1e-5) == pytest.approx(gaussian_epsilon(2**0.5 / 1.5, delta=1e-5))
     assert len(home.device.recommend(tiny_runtime(), k=3)) == 3
 
 
@@ -427,14 +443,14 @@ def test_the_held_out_event_and_what_follows_it_are_not_looked_at(monkeypatch: p
 
 def test_a_delivered_adapter_is_kept_with_its_statement_and_ranks(tmp_path: Path) -> None:
     home = Home(adapter_folder=tmp_path / "adapter")
-    state = global_state(tiny_runtime(), **{POPULARITY: one_hot(20, 9.0)})
+    state = global_state(tiny_runtime(), **{POPULARITY: one_hot(20, 100.0)})
     outcome, privacy = {"shipped": "adapter"}, {"mode": "event", "epsilon": 7.9}
     manifest, content = question("install", state=state, outcome=outcome, privacy=privacy, noise=OPEN)
     assert answered(home.device.answer(content), manifest).pack().tolist() == []
     assert home.charges == []
     adapter, popularity, facts = load_adapter(tmp_path / "adapter")
     assert adapter == tiny_runtime().start
-    assert popularity.tolist() == one_hot(20, 9.0).tolist()
+    assert popularity.tolist() == one_hot(20, 100.0).tolist()
     assert (facts["run"], facts["round"], facts["outcome"]) == ("r", 3, outcome)
     assert facts["settings"]["model"] == tiny_config().to_dict()["model"]
     assert json.loads((tmp_path / "adapter" / "privacy.json").read_text()) == privacy

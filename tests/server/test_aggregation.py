@@ -21,11 +21,12 @@ SHAPES = {
     "input.low.0.weight": (3, 6),
     "input.low.1.weight": (6, 3),
     "output.0.weight": (4, 6),
+    "output.0.bias": (4,),
     "output.1.weight": (5, 4),
     "gamma.weight": (1,),
     "input.kind.weight": (6, 6),
 }
-FIRST = {"encoder.0.query.lora_A.weight", "input.low.0.weight", "output.0.weight"}
+FIRST = {"encoder.0.query.lora_A.weight", "input.low.0.weight", "output.0.weight", "output.0.bias"}
 SECOND = {"encoder.0.query.lora_B.weight", "input.low.1.weight", "output.1.weight"}
 ALONE = {"gamma.weight", "input.kind.weight"}
 FULL_OUTPUT = {name: shape for name, shape in SHAPES.items() if name != "output.1.weight"}

@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path, damage: Callabl
     path = tmp_path / "c.safetensors"
     advanced().save(path)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(RunError, match="no usable checkpoint .* start a new run"):
+    with pytest.raises(RunError, match=r"no usable checkpoint .* start a new run"):
         ServerState.load(path, fresh=fresh())
 
 

@@ -24,9 +24,7 @@ def cohorts(federation: Federation, *, devices: int, seed: int = 0) -> list[list
     ]
 
 
-@given(
-    rounds=st.integers(1, 40), cohort=st.integers(1, 30), devices=st.integers(1, 40), seed=st.integers(0, 2**32)
-)
+@given(rounds=st.integers(1, 40), cohort=st.integers(1, 30), devices=st.integers(1, 40), seed=st.integers(0, 2**32))
 def test_shuffled_asks_exactly_k_nobody_twice_in_a_pass_and_nobody_beyond_the_cap(
     rounds: int, cohort: int, devices: int, seed: int
 ) -> None:

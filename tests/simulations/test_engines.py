@@ -94,16 +94,20 @@ def test_messages_can_be_pushed_and_pulled_once() -> None:
 def test_a_run_goes_on_without_the_devices_that_fail(
     tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = client.app.open_device
+    open_device, answer = client.app.open_device, client.app._answer
 
-    def sometimes(context: Context) -> Any:
+    def opened(context: Context) -> Any:
         if context.node_id == 1:
             raise OSError("found no store; a code travels, this text does not")
-        if context.node_id == 2:
-            raise AttributeError("nobody catches this one but the engine")
-        return whole(context)
+        return open_device(context)
 
-    monkeypatch.setattr(client.app, "open_device", sometimes)
+    def answered(content: RecordDict, context: Context) -> RecordDict:
+        if context.node_id == 2:
+            raise ValueError("not even a code; this text does not travel either")
+        return answer(content, context)
+
+    monkeypatch.setattr(client.app, "open_device", opened)
+    monkeypatch.setattr(client.app, "_answer", answered)
     config = tiny_config(tiny_data, "federation.cohort=12", "federation.rounds=2")
     run, _ = train_inline(config, tmp_path / "run")
     for row in run.rows():
