@@ -52,7 +52,7 @@ class Strategy:
         self.catalogue = catalogue
         self.runtime: Runtime = runtime_for(config, catalogue)
         fresh = ServerState(
-            run=f"{folder.name}-{config.seed}",
+            run=f"{catalogue.fingerprint[:12]}-{config.seed}",  # not the folder: same settings, same noise
             adapter=self.runtime.start,
             optimiser=ServerOptimiser.from_config(config.federation),
         )

@@ -2,9 +2,8 @@
 
     score(u, i) = gamma * <content(u), plain_i>  +  <P_out h(u), output_i>  +  beta * log_popularity_i
 
-`content(u)` is a recency-weighted mean of the plain vectors in the history and needs no training. `h(u)` is
-the history trunk's state, where a history of L events is L soft tokens. `P_out` starts at zero, so a fresh
-model ranks exactly like content + popularity and training starts from there.
+`content(u)` is a recency-weighted mean of the plain vectors in the history. `h(u)` is the history trunk's state, where
+L events are L soft tokens. `P_out` starts at zero, so a fresh model ranks exactly like content + popularity.
 """
 
 from __future__ import annotations
@@ -140,11 +139,7 @@ class SoftTokens(nn.Module):
 
 
 class Scorer(nn.Module):
-    """The trainable ranker around a frozen trunk.
-
-    Build it with `build_scorer`. The item table is set separately because it changes with the released
-    popularity.
-    """
+    """The trainable ranker around a frozen trunk; `build_scorer` makes one."""
 
     def __init__(self, trunk: nn.Module, *, hidden: int, settings: Model) -> None:
         super().__init__()
@@ -218,12 +213,10 @@ class Scorer(nn.Module):
     def _earlier_items(batch: Windows, count: int) -> torch.Tensor:
         size, length = batch.items.shape
         index = batch.items[:, None, :].expand(size, length, length)
-        earlier = torch.ones(length, length, dtype=torch.bool).tril()
-        earlier = earlier & batch.seen[:, None, :]
+        earlier = torch.ones(length, length, dtype=torch.bool).tril() & batch.seen[:, None, :]  # (B, L, L)
         # scatter may hit one item twice with different values: the largest keeps any True, and cannot overflow
-        hits = torch.zeros(size, length, count, dtype=torch.uint8).scatter_reduce_(
-            2, index, earlier.to(torch.uint8), "amax"
-        )
+        hits = torch.zeros(size, length, count, dtype=torch.uint8)
+        hits.scatter_reduce_(2, index, earlier.to(torch.uint8), "amax")
         safe = batch.targets.clamp(min=0)[..., None]
         return hits.bool().scatter_(2, safe, False)
 

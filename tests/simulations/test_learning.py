@@ -57,6 +57,6 @@ def test_movielens_100k_in_under_five_minutes(
     assert process_time() - started < 300
     assert (result["data"]["users"], result["data"]["items"]) == (943, 1682)
     assert quality(result, "federated") > quality(result, "zero_shot")
-    assert result["intervals"]["federated - zero_shot"]["low"] > 0
+    assert result["intervals"]["federated - popularity"]["low"] > 0
     assert result["outcome"]["shipped"] == "adapter"
     assert result["peak_rss_bytes"] < 3e9
