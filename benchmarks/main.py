@@ -63,4 +63,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["world", "ml-100k", "ml-1m", "ml-1m-private", "ml-1m-local"])
+    main(sys.argv[1:] or ["ml-100k", "ml-1m", "ml-1m-private", "ml-1m-local"])
