@@ -29,9 +29,9 @@ def test_equal_counts_are_flat(counts: np.ndarray) -> None:
 
 
 def test_the_share_of_variance_that_is_noise_is_shrunk_away() -> None:
-    """Counts 2 and 6: mean 4, variance 4. Noise variance 3 keeps a quarter: 3.5 and 4.5."""
-    logs = np.log([4.5, 5.5])
-    assert log_popularity(np.array([2.0, 6.0]), noise_std=np.sqrt(3.0)) == pytest.approx(logs - logs.mean(), abs=1e-6)
+    """Counts 2 and 6: mean 4, variance 4. Noise variance 1 keeps three quarters: 2.5 and 5.5."""
+    logs = np.log([3.5, 6.5])
+    assert log_popularity(np.array([2.0, 6.0]), noise_std=1.0) == pytest.approx(logs - logs.mean(), abs=1e-6)
 
 
 def test_more_noise_never_means_more_spread() -> None:
@@ -45,3 +45,10 @@ def test_negative_noisy_counts_are_zero() -> None:
     found = log_popularity(np.array([-5.0, -50.0, 100.0, 0.0]), noise_std=0.0)
     assert np.isfinite(found).all()
     assert found[0] == found[1] == found[3] < found[2]
+
+
+def test_counts_that_are_mostly_noise_are_not_used() -> None:
+    """MovieLens 1M under trust = local: a standard deviation of 1,180 over counts that spread by 385."""
+    counts = np.random.default_rng(0).normal(290, np.hypot(385, 1180), 3000)
+    assert not log_popularity(counts, noise_std=1180.0).any()
+    assert log_popularity(counts, noise_std=300.0).any()

@@ -245,6 +245,7 @@ def test_parameter_names_are_stable() -> None:
         "input.kind.weight",
         "input.low.0.weight",
         "input.low.1.weight",
+        "output.0.bias",
         "output.0.weight",
         "output.1.weight",
     ]
