@@ -16,8 +16,8 @@ def log_popularity(counts: NDArray[np.float64], *, noise_std: float) -> NDArray[
     """Centred log popularity, float32 (N,).
 
     Noisy counts are shrunk towards their mean by the share of their variance that noise explains (James & Stein
-    1961). When noise explains more than half, popularity is flat: the logarithm would turn what noise is left into
-    large differences, and a random popularity ranks worse than none. Without noise nothing is shrunk.
+    1961). When noise explains more than half, popularity is flat: a ranking should not rest on a mostly random
+    popularity. Without noise nothing is shrunk.
     """
     mean = float(counts.mean())
     spread = float(counts.var())

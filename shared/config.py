@@ -112,7 +112,7 @@ class Evaluation:
 
     every: int = _doc(5, "rounds between points of the quality curve; 0 for none")
     curve_users: int = _doc(300, "devices in the quality curve (validation items)")
-    local_only_users: int = _doc(60, "devices in the local-only comparison; 0 skips it")
+    local_only_users: int = _doc(40, "devices in the local-only comparison; 0 skips it")
     bootstrap: int = _doc(2000, "resamples behind each 95 % interval")
 
 
