@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shared.config import Federation
+from shared.config import Config, Federation
+from shared.privacy.accounting import NoisePlan, plan_noise
 
 
 def cohort_size(federation: Federation, devices: int) -> int:
@@ -42,3 +43,15 @@ def participation_cap(federation: Federation, devices: int) -> int:
         return math.ceil(federation.rounds / (devices // planned))
     mean = federation.rounds * planned / devices
     return min(federation.rounds, math.ceil(mean + 3 * math.sqrt(mean)))
+
+
+def plan_budget(config: Config, devices: int) -> NoisePlan | None:
+    """Noise multipliers that spend a device's budget over the planned rounds; None without privacy."""
+    if config.privacy.mode == "none":
+        return None
+    return plan_noise(
+        config.privacy,
+        participations=participation_cap(config.federation, devices),
+        local_steps=config.training.local_steps,
+        sample_rate=config.training.window_sample_rate,
+    )

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from server.aggregation import add_up, combine, trained_names
 from server.checkpoint import ServerState
-from server.cohorts import cohort_size, participation_cap, sample_cohort
+from server.cohorts import cohort_size, plan_budget, sample_cohort
 from server.exchange import Exchange
 from server.optimiser import ServerOptimiser
 from server.popularity import log_popularity
@@ -25,7 +25,7 @@ from shared.catalogue import Catalogue
 from shared.config import Config
 from shared.errors import RunError
 from shared.noise import Noise
-from shared.privacy.accounting import NoisePlan, plan_noise
+from shared.privacy.accounting import NoisePlan
 from shared.privacy.statement import privacy_facts
 from shared.protocol import Manifest, Shapes
 from shared.runtime import Runtime, public_settings, runtime_for
@@ -69,7 +69,7 @@ class Strategy:
         Raises RunError when there are no devices or too few reply.
         """
         nodes = self._wait_for_devices(grid)
-        plan = self._plan(len(nodes))
+        plan = plan_budget(self.config, len(nodes))
         if self.state.popularity is None:
             self._count_popularity(grid, nodes, plan)
         failed = 0
@@ -93,16 +93,6 @@ class Strategy:
                 raise RunError(f"found {len(nodes)} connected devices; expected at least {wanted}")
             time.sleep(0.5)
         return nodes
-
-    def _plan(self, devices: int) -> NoisePlan | None:
-        if self.config.privacy.mode == "none":
-            return None
-        return plan_noise(
-            self.config.privacy,
-            participations=participation_cap(self.config.federation, devices),
-            local_steps=self.config.training.local_steps,
-            sample_rate=self.config.training.window_sample_rate,
-        )
 
     def _noise(self, phase: str, plan: NoisePlan | None, *, asked: int) -> Noise:
         privacy = self.config.privacy

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from client.ranker import recommend
-from server.cohorts import participation_cap
+from server.cohorts import participation_cap, plan_budget
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY, load_adapter, load_arrays, write_json
 from shared.config import Config
 from shared.metrics import ndcg, paired_bootstrap, summary
-from shared.privacy.accounting import plan_noise
 from shared.privacy.ledger import Ledger
 from shared.runtime import Runtime, runtime_for
 from simulations.engines import run_inline, run_ray
@@ -109,16 +108,8 @@ def _local_only(
         return None
     chosen = np.sort(np.random.default_rng((seed, 11)).permutation(len(cases))[:wanted]).tolist()
     participations = max(1, participation_cap(run.config.federation, run.devices))
-    noise = 0.0
-    if run.config.privacy.mode != "none":
-        training = run.config.training
-        plan = plan_noise(
-            run.config.privacy,
-            participations=participations,
-            local_steps=training.local_steps,
-            sample_rate=training.window_sample_rate,
-        )
-        noise = plan.train
+    budget = plan_budget(run.config, run.devices)
+    noise = budget.train if budget else 0.0
     devices = [cases[row].user for row in chosen]
     held_out = validation_cases_of(run, devices, limit=len(devices))
     plans = [Alone(start, participations, noise, factor) for factor in LOCAL_RATE_FACTORS]
