@@ -16,11 +16,13 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.device import Device, Limits
+from client.device import Device
+from client.limits import Limits
 from client.store import Store
 from shared.artifacts import load_catalogue
 from shared.catalogue import Catalogue
 from shared.config import Config, load_config
+from shared.errors import HomerankError
 from shared.privacy.ledger import Ledger
 from shared.protocol import encode_refusal
 
@@ -44,10 +46,13 @@ def query(message: Message, context: Context) -> Message:
 def _answer(content: RecordDict, context: Context) -> RecordDict:
     try:
         device = open_device(context)
+    except HomerankError as error:
+        log.warning("refused: %s", error)  # for this device's owner; what it says stays here
+        return encode_refusal("failed")
     except Exception as error:  # noqa: BLE001  # Flower would send the text of whatever gets out
         log.warning("failed: %s", type(error).__name__)
         return encode_refusal("failed")
-    return device.answer(content)
+    return device.answer(content, memory=context.state)
 
 
 def open_device(context: Context) -> Device:
@@ -61,8 +66,14 @@ def open_device(context: Context) -> Device:
 def virtual_device(folder: str, number: int) -> Device:
     """Virtual device `number` of a simulation's run folder."""
     config, catalogue, store, ledger = _virtual_population(folder, os.getpid())
+    privacy = config.privacy
     limits = Limits(
-        config.privacy.mode, config.privacy.trust, epsilon=config.privacy.epsilon, delta=config.privacy.delta
+        privacy.mode,
+        privacy.trust,
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        user_epsilon=privacy.user_epsilon if privacy.mode == "both" else 0.0,
+        secure=config.federation.secure_aggregation,
     )
     return Device(number, store=store, ledger=ledger, catalogue=catalogue, limits=limits, seed=config.seed)
 
@@ -75,8 +86,13 @@ def _virtual_population(folder: str, process: int) -> tuple[Config, Catalogue, S
         load_config(path / "config.toml"),
         load_catalogue(path / "items.jsonl"),
         Store(path / "devices.sqlite", durable=False),
-        Ledger(path / "ledger.sqlite", durable=False),
+        open_virtual_ledger(path),
     )
+
+
+def open_virtual_ledger(folder: Path) -> Ledger:
+    """The ledgers of all virtual devices of a run folder."""
+    return Ledger(folder / "ledger.sqlite", durable=False, witness=folder / "ledger.witness")
 
 
 def _real_device(context: Context) -> Device:
@@ -86,11 +102,14 @@ def _real_device(context: Context) -> Device:
         trust=str(settings.get("trust", "aggregate")),
         epsilon=float(settings.get("epsilon", 8.0)),
         delta=float(settings.get("delta", 1e-5)),
+        user_epsilon=float(settings.get("user_epsilon", 0.0)),
+        secure=bool(settings.get("secure", False)),
     )
+    store = Path(str(settings["store"]))
     return Device(
         0,
-        store=Store(str(settings["store"])),
-        ledger=Ledger(str(settings["ledger"])),
+        store=Store(store),
+        ledger=Ledger(str(settings["ledger"]), witness=store.with_suffix(".witness")),
         catalogue=load_catalogue(Path(str(settings["catalogue"]))),
         limits=limits,
         adapter_folder=Path(str(settings["adapter"])) if "adapter" in settings else None,

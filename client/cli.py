@@ -33,12 +33,20 @@ def join(
         typer.Option(help="The first time: a data folder with this person's history.", metavar="FOLDER"),
     ] = None,
     user: Annotated[str | None, typer.Option(help="Whose history it is, when it holds several.")] = None,
-    privacy: Annotated[str, typer.Option(help="event: refuse rounds without privacy; none: accept them.")] = "event",
+    privacy: Annotated[
+        str, typer.Option(help="event, user or both: refuse rounds that protect less; none: accept all.")
+    ] = "event",
     trust: Annotated[
         str, typer.Option(help="aggregate: rely on noise in the sum; local: only on this device's own.")
     ] = "aggregate",
     epsilon: Annotated[float, typer.Option(min=0, help="This device's budget over its life.")] = 8.0,
     delta: Annotated[float, typer.Option(min=0, max=0.5, help="Delta at which epsilon is stated.")] = 1e-5,
+    user_epsilon: Annotated[
+        float, typer.Option(min=0, help="With --privacy both: the budget at user level; 0: the same.")
+    ] = 0.0,
+    secure: Annotated[
+        bool, typer.Option("--secure-aggregation", help="Refuse rounds in which the server could see this reply.")
+    ] = False,
     keys_only: Annotated[
         bool,
         typer.Option("--keys-only", help="Make the device's keys, print the public key's path, and stop."),
@@ -68,7 +76,9 @@ def join(
     if keys_only:
         report(f"public key to register: {facts['public_key']}")
         return
-    settings = device.settings(mode=privacy, trust=trust, epsilon=epsilon, delta=delta)
+    settings = device.settings(
+        mode=privacy, trust=trust, epsilon=epsilon, delta=delta, user_epsilon=user_epsilon, secure=secure
+    )
     store, catalogue = Path(str(settings["store"])), Path(str(settings["catalogue"]))
     if data is not None:
         count = import_history(data, user=user, store=store, catalogue=catalogue)

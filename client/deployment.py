@@ -75,13 +75,22 @@ class DeviceHome:
         """What the SuperNode and the ClientApps wrote."""
         return self.folder / "logs" / "supernode.log"
 
-    def settings(self, *, mode: str, trust: str, epsilon: float, delta: float) -> dict[str, NodeValue]:
+    def settings(
+        self,
+        *,
+        mode: str,
+        trust: str,
+        epsilon: float,
+        delta: float,
+        user_epsilon: float = 0.0,
+        secure: bool = False,
+    ) -> dict[str, NodeValue]:
         """What the device's ClientApp is told about itself; the limits are the owner's, never the server's.
 
         Raises ConfigError for an unknown mode or trust, or a delta that no noise meets.
         """
         for name, value, known in (
-            ("privacy", mode, ("event", "none")),
+            ("privacy", mode, ("event", "user", "both", "none")),
             ("trust", trust, ("aggregate", "local")),
         ):
             if value not in known:
@@ -97,6 +106,8 @@ class DeviceHome:
             "trust": trust,
             "epsilon": epsilon,
             "delta": delta,
+            "user_epsilon": user_epsilon,
+            "secure": secure,
         }
 
 

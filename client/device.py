@@ -6,49 +6,41 @@ and its ledger, which is charged before anything is computed from behaviour.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
+from numpy.typing import NDArray
 
 from client import trainer
+from client.limits import Limits
 from client.ranker import recommend, score_catalogue
+from client.request import check_reply_form, read_step, stream
 from client.samples import seen_items, training_windows
+from client.secure import SecureDevice
 from client.store import History, Role, Store
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY, save_adapter
 from shared.catalogue import Catalogue
-from shared.errors import AdapterError, BackboneError, BudgetError, ProtocolError
+from shared.errors import AdapterError, BackboneError, BudgetError, HomerankError, ProtocolError
 from shared.metrics import ndcg, rank_of
 from shared.noise import Noise
 from shared.privacy.ledger import Ledger
-from shared.protocol import Manifest, decode_request, encode_refusal, encode_reply, request_digest
+from shared.protocol import BELOW_CLIP, Manifest, decode_request, encode_refusal, encode_reply, request_digest
 from shared.runtime import Runtime, public_settings, runtime_from_settings
 from shared.schema import Recommendation
+from shared.secagg.messages import SecureQuestion, decode_question, is_secure
+from shared.secagg.ring import SecurePlan
+from shared.secagg.skellam import share_variance
 
 log = logging.getLogger("homerank.client")
 
 #: The quality comparison is sent as half the NDCG@10 difference, so one person moves the sum by at most this.
 DIFFERENCE_CLIP = 0.5
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What this device accepts: the least protection, and the budget of its whole life.
-
-    mode: none accepts anything; event refuses unprotected rounds. trust: local refuses to rely on the sum.
-    """
-
-    mode: str
-    trust: str
-    epsilon: float
-    delta: float
 
 
 class Device:
@@ -85,10 +77,17 @@ class Device:
         """The k best unseen items with the installed adapter."""
         return recommend(runtime, self.history(), k=k)
 
-    def answer(self, content: RecordDict) -> RecordDict:
-        """Answer a server's message with one packed array or a refusal code; never raises, never explains."""
+    def answer(self, content: RecordDict, *, memory: RecordDict | None = None) -> RecordDict:
+        """Answer a server's message with one packed array, a stage of secure aggregation, or a refusal code.
+
+        Never raises, never explains. memory: kept between messages, for secure aggregation only.
+        """
         manifest: Manifest | None = None
         try:
+            if is_secure(content):
+                question = decode_question(content)
+                manifest = question.manifest
+                return self._comply_securely(question, RecordDict() if memory is None else memory, content)
             manifest, state = decode_request(content)
             return encode_reply(manifest, self._comply(manifest, state, question=request_digest(content)))
         except ProtocolError as error:
@@ -97,43 +96,100 @@ class Device:
         except BudgetError as error:
             log.warning("refused: %s", error)
             return encode_refusal("budget", manifest)
+        except HomerankError as error:
+            log.warning("refused: %s", error)  # for this device's owner; what it says stays here
+            return encode_refusal("failed", manifest)
         except Exception as error:  # noqa: BLE001  # Flower would send the text of whatever gets out
             log.warning("failed: %s", type(error).__name__)
             return encode_refusal("failed", manifest)
 
     def _comply(self, manifest: Manifest, state: AdapterState, *, question: bytes) -> AdapterState:
-        runtime = self._verified_runtime(manifest, state)
-        _check_reply_form(manifest, runtime)
+        runtime = self._verified_runtime(manifest)
         if manifest.phase == "install":
+            _install(runtime, state)
             return self._keep(runtime, manifest, state)
+        noise = self._accepted_noise(manifest, secure=False)
+        reply = self._charged_reply(runtime, manifest, noise, state=state, question=question)
+        if manifest.phase == "train" and noise.by_opacus:
+            return reply  # the noise is in it already, step by step
+        return _with_noise(reply, noise, self._noise_seed(question))
+
+    def _comply_securely(self, question: SecureQuestion, memory: RecordDict, content: RecordDict) -> RecordDict:
+        """One stage of secure aggregation. Every check is made in each stage; only `masked` is charged and computed."""
+        manifest, digest = question.manifest, request_digest(content)
+        runtime = self._verified_runtime(manifest)
+        noise = self._accepted_noise(manifest, secure=True)
+
+        def compute() -> NDArray[np.float64]:
+            reply = self._charged_reply(runtime, manifest, noise, state=question.state, question=digest)
+            return reply.pack().astype(np.float64)
+
+        std = noise.lattice_std(AdapterState.length(manifest.reply))
+        variance = share_variance(std, quorum=noise.quorum)
+        plan = SecurePlan(noise.bound, noise.scale, noise.quorum, variance)
+        seed = self._noise_seed(digest)
+        generator = None if seed is None else np.random.default_rng(seed)
+        return SecureDevice(memory, plan, compute, generator).answer(question)
+
+    def _noise_seed(self, question: bytes) -> int | None:
+        return None if self._seed is None else stream(self._seed, self.number, question)
+
+    def _accepted_noise(self, manifest: Manifest, *, secure: bool) -> Noise:
         noise = Noise.from_dict(manifest.settings.get("noise"))
-        self._check_protection(noise)
-        step = _step(manifest, noise) if manifest.phase == "train" else None
-        seed = None if self._seed is None else _stream(self._seed, self.number, question)
+        self._limits.check(noise, secure=secure, simulated=self._seed is not None)
+        return noise
+
+    def _charged_reply(
+        self, runtime: Runtime, manifest: Manifest, noise: Noise, *, state: AdapterState, question: bytes
+    ) -> AdapterState:
+        """Check, charge the ledger, measure: nothing is computed from behaviour before it is paid for."""
+        if manifest.phase != "popularity":
+            _install(runtime, state)
+        step = read_step(manifest, noise) if manifest.phase == "train" else None
         if noise.mode != "none":
-            # In a seeded simulation the same question gets the same answer, so asking twice gives nothing away.
-            # A real device draws fresh noise and is charged each time.
-            key = question.hex() if self._seed is not None else secrets.token_hex(16)
-            release = noise.release(
-                manifest.phase,
-                sample_rate=step.sample_rate if step else 1.0,
-                steps=step.steps if step else 1,
-            )
-            self._ledger.charge(
-                self.number,
-                release,
-                key=key,
-                epsilon=self._limits.epsilon,
-                delta=self._limits.delta,
-            )
+            self._charge(manifest, noise, step, question=question)
+        return self._measure(runtime, manifest, noise, step, self._noise_seed(question))
+
+    def _charge(self, manifest: Manifest, noise: Noise, step: trainer.Step | None, *, question: bytes) -> None:
+        """Write down what answering costs; BudgetError when that is too much, and then nothing is answered.
+
+        In a seeded simulation the same question gets the same answer, so asking twice gives nothing away. A real
+        device draws fresh noise and is charged each time. Rounds that are priced together are charged once.
+        """
+        releases = noise.releases(
+            manifest.phase,
+            dimension=AdapterState.length(manifest.reply),
+            sample_rate=step.sample_rate if step else 1.0,
+            steps=step.steps if step else 1,
+        )
+        key = question.hex() if self._seed is not None else secrets.token_hex(16)
+        whole_run = [release for release in releases if release.unit == "user" and noise.user_steps]
+        charges = [(f"{manifest.run}/rounds", whole_run), (key, [r for r in releases if r not in whole_run])]
+        for name, charged in charges if manifest.phase == "train" else [(key, releases)]:
+            if charged:
+                budgets, delta = self._limits.budgets, self._limits.delta
+                self._ledger.charge(self.number, charged, key=name, budgets=budgets, delta=delta)
+
+    def _measure(
+        self, runtime: Runtime, manifest: Manifest, noise: Noise, step: trainer.Step | None, seed: int | None
+    ) -> AdapterState:
+        """The answer before the noise of `_with_noise`, of norm at most `noise.bound`."""
         if step is not None:
             windows = training_windows(self.history(), length=runtime.config.model.history)
-            return trainer.train_locally(runtime.scorer, windows, runtime.table, step=step, seed=seed)
-        if manifest.phase == "popularity":
-            return self._popularity(runtime, noise, seed)
-        return self._difference(runtime, noise, seed)
+            update = trainer.train_locally(runtime.scorer, windows, runtime.table, step=step, seed=seed)
+            if BELOW_CLIP in manifest.reply:
+                update = _with_quantile(update, manifest.settings["training"])
+        elif manifest.phase == "popularity":
+            update = self._popularity(runtime, noise)
+        else:
+            update = self._difference(runtime, limit=noise.event.clip / 2 if noise.event else math.inf)
+        if (
+            noise.mode != "none" and not update.is_finite()
+        ):  # no clip bounds NaN or infinity, and a refusal would tell that they were there
+            update = update.zeros()
+        return update.clipped(noise.bound)
 
-    def _verified_runtime(self, manifest: Manifest, state: AdapterState) -> Runtime:
+    def _verified_runtime(self, manifest: Manifest) -> Runtime:
         if manifest.catalogue != self.catalogue.fingerprint:
             raise ProtocolError("the server's catalogue is not this device's", code="catalogue")
         try:
@@ -142,20 +198,8 @@ class Device:
             raise ProtocolError(str(error), code="backbone") from None
         if manifest.backbone != runtime.backbone.digest:
             raise ProtocolError("the server's backbone is not this device's", code="backbone")
-        if not state.is_finite():
-            raise ProtocolError("found an adapter with NaN or infinity")
-        if manifest.phase != "popularity":
-            try:
-                runtime.install(state)
-            except AdapterError as error:
-                raise ProtocolError(str(error)) from None
+        check_reply_form(manifest, runtime)
         return runtime
-
-    def _check_protection(self, noise: Noise) -> None:
-        if self._limits.mode == "event" and noise.mode != "event":
-            raise ProtocolError("the server asks for an unprotected update", code="trust")
-        if noise.mode == "event" and self._limits.trust == "local" and noise.trust != "local":
-            raise ProtocolError("the server asks this device to rely on the sum", code="trust")
 
     def _keep(self, runtime: Runtime, manifest: Manifest, state: AdapterState) -> AdapterState:
         """Save a delivered adapter, which has just been installed without complaint."""
@@ -179,17 +223,14 @@ class Device:
         )
         return AdapterState({})
 
-    def _popularity(self, runtime: Runtime, noise: Noise, seed: int | None) -> AdapterState:
+    def _popularity(self, runtime: Runtime, noise: Noise) -> AdapterState:
         windows = training_windows(self.history(), length=runtime.config.model.history)
         liked = [items[content] for items, content in zip(windows.items.numpy(), windows.content.numpy(), strict=True)]
-        clip = noise.clip if noise.mode == "event" else math.inf
-        counts = trainer.noisy_popularity(
-            liked, count=len(self.catalogue), clip=clip, noise_std=noise.share * noise.clip, seed=seed
-        )
-        return AdapterState({POPULARITY: counts})
+        clip = noise.event.clip if noise.event else math.inf
+        return AdapterState({POPULARITY: trainer.clipped_popularity(liked, count=len(self.catalogue), clip=clip)})
 
-    def _difference(self, runtime: Runtime, noise: Noise, seed: int | None) -> AdapterState:
-        """Half the NDCG@10 gain of the adapter over the start on this device's held-out event, clipped and noised."""
+    def _difference(self, runtime: Runtime, *, limit: float) -> AdapterState:
+        """Half the NDCG@10 gain of the adapter over the start on this device's held-out event, clipped."""
         history = self.history()
         held_out = np.flatnonzero(history.roles == Role.VALIDATE)
         gain = 0.0
@@ -211,45 +252,30 @@ class Device:
                 )[0]
                 for learned in (True, False)
             ]
-            gain = float(np.clip((quality[0] - quality[1]) / 2, -DIFFERENCE_CLIP, DIFFERENCE_CLIP))
-        # Another window of the same person can move the clipped value from one end to the other.
-        noisy = gain + trainer.gaussian(1, std=noise.share * 2 * DIFFERENCE_CLIP, seed=seed)
-        return AdapterState({"difference": noisy.astype(np.float32)})
+            limit = min(DIFFERENCE_CLIP, limit)
+            gain = float(np.clip((quality[0] - quality[1]) / 2, -limit, limit))
+        return AdapterState({"difference": np.array([gain], dtype=np.float32)})
 
 
-def _check_reply_form(manifest: Manifest, runtime: Runtime) -> None:
-    """Refuse an answer that could not be given before anything is charged for it."""
-    trained = runtime.start.shapes
-    known = {
-        "popularity": manifest.reply == {POPULARITY: (len(runtime.catalogue),)},
-        "train": bool(manifest.reply) and manifest.reply.items() <= trained.items(),
-        "validate": manifest.reply == {"difference": (1,)},
-        "install": manifest.reply == {} and POPULARITY in manifest.shapes,
-    }
-    if not known[manifest.phase]:
-        raise ProtocolError(f"found a {manifest.phase} message that asks for something else")
-
-
-def _step(manifest: Manifest, noise: Noise) -> trainer.Step:
-    training: Any = manifest.settings.get("training")
+def _install(runtime: Runtime, state: AdapterState) -> None:
+    if not state.is_finite():
+        raise ProtocolError("found an adapter with NaN or infinity")
     try:
-        step = trainer.Step(
-            steps=int(training["local_steps"]),
-            learning_rate=float(training["local_learning_rate"]),
-            sample_rate=float(training["window_sample_rate"]),
-            noise_multiplier=noise.share,
-            clip_norm=noise.clip if noise.mode == "event" else math.inf,
-            names=tuple(sorted(manifest.reply)),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise ProtocolError("found no readable training plan in the manifest") from None
-    if not (1 <= step.steps <= 10_000 and 0 < step.sample_rate <= 1 and math.isfinite(step.learning_rate)):
-        raise ProtocolError(f"found an unusable training plan {step}")
-    if step.steps > 1 and noise.mode == "event" and noise.trust == "aggregate":
-        raise ProtocolError("several local steps do not meet epsilon under trust = aggregate", code="trust")
-    return step
+        runtime.install(state)
+    except AdapterError as error:
+        raise ProtocolError(str(error)) from None
 
 
-def _stream(seed: int, number: int, question: bytes) -> int:
-    digest = hashlib.sha256(f"{seed}:{number}:".encode() + question).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+def _with_quantile(update: AdapterState, training: Any) -> AdapterState:
+    """The update, clipped, and whether it had to be: +w/2 when it was within the clip, -w/2 when not."""
+    clip, weight = float(training["update_clip"]), float(training["quantile_weight"])
+    answer = weight / 2 if update.norm() <= clip else -weight / 2
+    return AdapterState({**update.clipped(clip).arrays, BELOW_CLIP: np.array([answer], dtype=np.float32)})
+
+
+def _with_noise(reply: AdapterState, noise: Noise, seed: int | None) -> AdapterState:
+    """The reply with this device's noise, drawn in float64."""
+    if not noise.device_std:
+        return reply
+    noisy = reply.pack() + trainer.gaussian(reply.size, std=noise.device_std, seed=seed)
+    return AdapterState.unpack(noisy.astype(np.float32), reply.shapes)

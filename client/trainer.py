@@ -211,10 +211,8 @@ def make_generator(seed: int | None) -> torch.Generator:
     return generator
 
 
-def noisy_popularity(
-    items: Sequence[NDArray[np.int64]], *, count: int, clip: float, noise_std: float, seed: int | None
-) -> NDArray[np.float32]:
-    """Sum over windows of item counts clipped to L2 norm `clip`, plus Gaussian noise; float32 (count,).
+def clipped_popularity(items: Sequence[NDArray[np.int64]], *, count: int, clip: float) -> NDArray[np.float32]:
+    """Sum over windows of item counts clipped to L2 norm `clip`; float32 (count,).
 
     One window changes the sum by at most `clip` in L2 norm. items: the positive items of each window.
     """
@@ -223,7 +221,7 @@ def noisy_popularity(
         counts = np.bincount(window, minlength=count).astype(np.float64)
         norm = float(np.linalg.norm(counts))
         total += counts * min(1.0, clip / norm) if norm else 0.0
-    return (total + gaussian(count, std=noise_std, seed=seed)).astype(np.float32)
+    return total.astype(np.float32)
 
 
 def gaussian(count: int, *, std: float, seed: int | None) -> NDArray[np.float64]:

@@ -8,11 +8,14 @@ trains A (Sun et al. 2024, arXiv 2403.12313). `fedit` trains both and accepts th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from server.correlated import Correlation
 from shared.adapter import AdapterState
 from shared.errors import AdapterError, ConfigError
 
@@ -49,31 +52,88 @@ def trained_names(rule: str, *, round_number: int, names: Sequence[str]) -> tupl
     return tuple(sorted(set(names) - left_out))
 
 
-def add_up(updates: Iterable[AdapterState]) -> AdapterState | None:
-    """The sum of updates, accumulated in float64; None when there is none. AdapterError for a shape mismatch."""
-    total: dict[str, NDArray[np.float64]] = {}
-    shapes: dict[str, tuple[int, ...]] | None = None
-    for update in updates:
-        if shapes is None:
-            shapes = update.shapes
-            total = {name: np.zeros(shape) for name, shape in shapes.items()}
-        if update.shapes != shapes:
-            raise AdapterError("found updates of different names or shapes in one round; expected one form")
-        for name, array in update.arrays.items():
-            total[name] += array
-    return None if shapes is None else AdapterState({name: array.astype(np.float32) for name, array in total.items()})
+class Aggregator:
+    """Turns the replies of one exchange into one released sum.
+
+    shapes: names and shapes every reply must have. bound: L2 norm C that each reply is clipped to (infinity: not at
+    all). noise_std: standard deviation of the noise this side adds to the sum.
+
+    Formal guarantee: with `noise_std = z C`, what `release` returns is a Gaussian mechanism with noise multiplier z
+    under adding or removing all of one device's data, whatever that device sends, because every reply counts once,
+    with weight 1, and moves the sum by at most C. It says nothing about replies that depend on one another.
+
+    | reply | contribution |
+    |---|---|
+    | norm <= C | itself |
+    | norm > C | scaled by C / norm |
+    | all zero | zero |
+    | of other names or shapes | AdapterError |
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        bound: float = math.inf,
+        noise_std: float = 0.0,
+        correlation: Correlation | None = None,
+    ) -> None:
+        if not (bound > 0 and 0 <= noise_std < math.inf):
+            raise ConfigError(f"found clip {bound} and noise {noise_std}; expected a positive clip and finite noise")
+        self.shapes = dict(shapes)
+        self.bound = bound
+        self.noise_std = noise_std
+        self.correlation = correlation
+
+    def add_up(self, replies: Iterable[AdapterState]) -> NDArray[np.float64] | None:
+        """The sum of contributions, float64 (d,); None when there is no reply. Not a release: it has no noise yet."""
+        total: NDArray[np.float64] | None = None
+        for reply in replies:
+            if reply.shapes != self.shapes:
+                raise AdapterError("found an update of other names or shapes than this round's; expected one form")
+            share = self.contribution(reply)
+            total = share if total is None else total + share
+        return total
+
+    def contribution(self, reply: AdapterState) -> NDArray[np.float64]:
+        """What one reply adds to the sum, float64 (d,), of norm at most `bound`."""
+        vector = reply.pack().astype(np.float64)
+        norm = float(np.linalg.norm(vector))
+        return vector * (self.bound / norm) if norm > self.bound else vector
+
+    def noise(self, size: int, generator: np.random.Generator) -> NDArray[np.float64]:
+        """Gaussian noise, float64 (size,); `generator` must not have given noise to another sum."""
+        if not self.noise_std:
+            return np.zeros(size)
+        white = generator.standard_normal(size)
+        return self.noise_std * (self.correlation.colour(white) if self.correlation else white)
+
+    def release(self, total: NDArray[np.float64], generator: np.random.Generator) -> AdapterState:
+        """The sum with its noise: the first value that anyone may see. Charge the ledger before calling this."""
+        return AdapterState.unpack((total + self.noise(total.size, generator)).astype(np.float32), self.shapes)
 
 
-def combine(updates: Iterable[AdapterState], *, planned: int) -> AdapterState | None:
-    """Uniform mean over the *planned* cohort K, whatever the number of replies; None when there is none.
+def noise_generator(seed: int | None, question: bytes) -> np.random.Generator:
+    """Where one sum's noise comes from: the operating system, or `seed` in a simulation.
+
+    question: SHA-256 of the request, which names run, phase, round and adapter. A resumed simulation that asks the
+    same again adds the same noise to the same sum; any other sum gets other noise.
+    """
+    if seed is None:
+        return np.random.default_rng()
+    digest = hashlib.sha256(b"server noise" + seed.to_bytes(8, "big") + question).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))
+
+
+def mean_of(total: AdapterState, *, planned: int) -> AdapterState:
+    """Uniform mean over the *planned* cohort K, whatever the number of replies.
 
     The denominator is fixed: missing replies count as zero, no reply has a say in its weight, and the noise in the
-    result does not depend on who answered.
+    result does not depend on who answered. AdapterError when `planned` is below 1.
     """
     if planned < 1:
         raise AdapterError(f"found a planned cohort of {planned}; expected at least 1")
-    total = add_up(updates)
-    return None if total is None else total * (1 / planned)
+    return total * (1 / planned)
 
 
 def _swap(name: str, one: str, two: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from server.ledger import ServerLedger
 from server.strategy import Strategy
 from shared.artifacts import load_catalogue
 from shared.config import load_config
@@ -26,10 +27,14 @@ def main(grid: Grid, context: Context) -> None:
             " --run-config 'out=\"FOLDER\"'"
         )
     path = Path(folder)
+    deployment = bool(context.run_config.get("deployment", False))
+    place = Path(str(context.run_config.get("ledger") or path / "server-ledger.sqlite"))
+    ledger = ServerLedger(place, durable=deployment, witness=place.with_suffix(".witness"))
     strategy = Strategy(
         load_config(path / "config.toml"),
         load_catalogue(path / "items.jsonl"),
         folder=path,
-        deliver=bool(context.run_config.get("deliver", False)),
+        ledger=ledger,
+        deployment=deployment,
     )
     strategy.run(grid)

@@ -108,7 +108,11 @@ def run(
         f"federation.minimum_devices={devices}",
     ]
     prepare_run(target, catalogue=catalogue, config=config, assignments=assignments)
-    settings: dict[str, RunValue] = {"out": str(target), "deliver": True}
+    settings: dict[str, RunValue] = {
+        "out": str(target),
+        "deployment": True,
+        "ledger": str(folder.expanduser().resolve() / "ledger.sqlite"),
+    }
     run_id = run_rounds(folder, run_config=settings, timeout=timeout, on_line=_note)
     if as_json:
         emit_json({"run_id": str(run_id), "out": str(target), "adapter": str(target / "adapter")})

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
+from flwr.serverapp import Grid
 
-from shared.config import Config, Federation
-from shared.privacy.accounting import NoisePlan, plan_noise
+from shared.config import Federation
+from shared.errors import RunError
+
+
+def wait_for_devices(grid: Grid, wanted: int, *, timeout: float) -> list[int]:
+    """Sorted node ids once at least `wanted` are connected; RunError after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while len(nodes := sorted(grid.get_node_ids())) < wanted:
+        if time.monotonic() > deadline:
+            raise RunError(f"found {len(nodes)} connected devices; expected at least {wanted}")
+        time.sleep(0.5)
+    return nodes
 
 
 def cohort_size(federation: Federation, devices: int) -> int:
@@ -16,10 +28,16 @@ def cohort_size(federation: Federation, devices: int) -> int:
     return min(federation.cohort, devices)
 
 
+def rounds_per_pass(federation: Federation, devices: int) -> int:
+    """Rounds in which each device is asked at most once, when cohorts are not Poisson sampled."""
+    return devices // cohort_size(federation, devices)
+
+
 def sample_cohort(federation: Federation, *, nodes: Sequence[int], round_number: int, seed: int) -> list[int]:
     """Node ids asked in round 1, 2, …; the same arguments give the same cohort.
 
     shuffled: a pass over a random order of all devices, K at a time; the few that are left over sit this pass out.
+    cyclic: the same random order in every pass, so a device comes back after exactly one pass.
     poisson: each device joins independently with rate K/N, so the size varies.
     """
     ordered = np.array(sorted(nodes), dtype=np.uint64)
@@ -27,31 +45,27 @@ def sample_cohort(federation: Federation, *, nodes: Sequence[int], round_number:
     if federation.sampling == "poisson":
         joined = np.random.default_rng((seed, round_number)).random(len(ordered)) < planned / len(ordered)
         return [int(node) for node in ordered[joined]]
-    rounds_per_pass = len(ordered) // planned
-    number, part = divmod(round_number - 1, rounds_per_pass)
-    order = np.random.default_rng((seed, number)).permutation(len(ordered))
+    number, part = divmod(round_number - 1, rounds_per_pass(federation, len(ordered)))
+    shuffle = 0 if federation.sampling == "cyclic" else number
+    order = np.random.default_rng((seed, shuffle)).permutation(len(ordered))
     return [int(node) for node in ordered[order[part * planned : (part + 1) * planned]]]
 
 
-def participation_cap(federation: Federation, devices: int) -> int:
-    """Training rounds one device is planned to join at most.
+def survey_cohort(federation: Federation, *, nodes: Sequence[int], phase: str, seed: int) -> list[int]:
+    """Node ids asked for the popularity count or the comparison: all, or a random `survey` of them."""
+    if not federation.survey or federation.survey >= len(nodes):
+        return list(nodes)
+    generator = np.random.default_rng((seed, *phase.encode()))
+    return [int(node) for node in generator.permutation(np.array(sorted(nodes), dtype=np.uint64))[: federation.survey]]
 
-    shuffled: exact. poisson: the mean plus three standard deviations; a device beyond it refuses.
+
+def participation_cap(federation: Federation, devices: int) -> int:
+    """Training rounds P one device is planned to join at most.
+
+    shuffled, cyclic: exact. poisson: the mean plus three standard deviations; a device beyond it refuses.
     """
     planned = cohort_size(federation, devices)
-    if federation.sampling == "shuffled":
-        return math.ceil(federation.rounds / (devices // planned))
+    if federation.sampling != "poisson":
+        return math.ceil(federation.rounds / rounds_per_pass(federation, devices))
     mean = federation.rounds * planned / devices
     return min(federation.rounds, math.ceil(mean + 3 * math.sqrt(mean)))
-
-
-def plan_budget(config: Config, devices: int) -> NoisePlan | None:
-    """Noise multipliers that spend a device's budget over the planned rounds; None without privacy."""
-    if config.privacy.mode == "none":
-        return None
-    return plan_noise(
-        config.privacy,
-        participations=participation_cap(config.federation, devices),
-        local_steps=config.training.local_steps,
-        sample_rate=config.training.window_sample_rate,
-    )

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from shared.adapter import AdapterState
 from shared.errors import ProtocolError
-from shared.protocol import Manifest, decode_reply, encode_request
+from shared.protocol import Manifest, decode_reply, encode_request, request_digest
 
 log = logging.getLogger("homerank.server")
 
@@ -34,6 +34,11 @@ class Exchange:
         self._content = encode_request(manifest, state)
         self._timeout = timeout
 
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the question."""
+        return request_digest(self._content)
+
     def __iter__(self) -> Iterator[AdapterState]:
         kind = "train" if self._manifest.phase == "train" else "query"
         messages = [Message(self._content, dst_node_id=node, message_type=kind) for node in self._nodes]
@@ -52,7 +57,7 @@ class Exchange:
         if missing > 0:
             self.refused["late"] += missing
         if self.refused:
-            log.warning("round %s %s: %s", self._manifest.round, self._manifest.phase, self.why())
+            log.warning("round %s %s: %s", self._manifest.round, self._manifest.phase, dict(self.refused))
 
     def _check(self, answer: Message) -> AdapterState | None:
         if answer.has_error():
@@ -63,7 +68,3 @@ class Exchange:
         except ProtocolError as error:
             self.refused[error.code] += 1
             return None
-
-    def why(self) -> str:
-        """Refusals in words."""
-        return ", ".join(f"{count} {code}" for code, count in sorted(self.refused.items())) or "no refusals"

@@ -6,34 +6,42 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.serverapp import Grid
 
-from server.aggregation import add_up, combine, trained_names
+from server.aggregation import mean_of, trained_names
+from server.budget import phase_noise, plan_budget, quantile_weight, run_facts, unit_budgets
 from server.checkpoint import ServerState
-from server.cohorts import cohort_size, plan_budget, sample_cohort
+from server.clipping import next_clip
+from server.cohorts import cohort_size, sample_cohort, survey_cohort, wait_for_devices
+from server.correlated import Correlation
 from server.exchange import Exchange
+from server.ledger import ServerLedger
 from server.optimiser import ServerOptimiser
 from server.popularity import log_popularity
+from server.release import Released, Releaser
+from server.shipping import run_name, ship, verdict
 from shared.adapter import AdapterState
-from shared.artifacts import POPULARITY, save_adapter, save_arrays
+from shared.artifacts import POPULARITY, save_arrays
 from shared.catalogue import Catalogue
 from shared.config import Config
 from shared.errors import RunError
 from shared.noise import Noise
-from shared.privacy.accounting import NoisePlan
+from shared.privacy.plan import NoisePlan
 from shared.privacy.statement import privacy_facts
-from shared.protocol import Manifest, Shapes
+from shared.protocol import BELOW_CLIP, Manifest, Shapes
 from shared.runtime import Runtime, public_settings, runtime_for
 
 log = logging.getLogger("homerank.server")
 
 #: Rounds in a row that may fall below the quorum before the run gives up.
 MAX_FAILED_ROUNDS = 3
+#: Seconds a deployment waits after the first round below the quorum; twice that after the next.
+BACK_OFF = 30.0
 #: The result must beat the start by this many standard deviations of the privacy noise in the comparison.
 CONFIDENCE = 1.645
 
@@ -42,22 +50,45 @@ class Strategy:
     """Runs one experiment in one folder and can continue it.
 
     folder: holds config.toml and items.jsonl; receives checkpoint.safetensors, metrics.jsonl, rounds/ and adapter/.
-    deliver: send the shipped adapter to every device at the end (a deployment).
+    ledger: the server's, open. deployment: real devices; noise comes from the operating system, and the shipped
+    adapter is sent to every device at the end. on_step: told of each step of each exchange.
     """
 
-    def __init__(self, config: Config, catalogue: Catalogue, *, folder: Path, deliver: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        catalogue: Catalogue,
+        *,
+        folder: Path,
+        ledger: ServerLedger,
+        deployment: bool = False,
+        on_step: Callable[[str, Manifest], None] = lambda step, manifest: None,
+    ) -> None:
         self.config = config
         self.folder = folder
-        self.deliver = deliver
+        self.ledger = ledger
+        self.deployment = deployment
         self.catalogue = catalogue
+        self._on_step = on_step
+        self._release = Releaser(config, ledger, seed=None if deployment else config.seed, on_step=on_step)
         self.runtime: Runtime = runtime_for(config, catalogue)
+        self.state = self._first_or_last_state()
+
+    def _first_or_last_state(self) -> ServerState:
+        """The checkpoint if there is one; PrivacyError when it knows of charges that the ledger does not."""
         fresh = ServerState(
-            run=f"{catalogue.fingerprint[:12]}-{config.seed}",  # not the folder: same settings, same noise
+            run=run_name(self.config, self.catalogue, self.folder, deployment=self.deployment),
             adapter=self.runtime.start,
-            optimiser=ServerOptimiser.from_config(config.federation),
+            optimiser=ServerOptimiser.from_config(self.config.federation),
+            clip=self.config.privacy.user_clip,
         )
-        path = self._checkpoint
-        self.state = ServerState.load(path, fresh=fresh) if path.exists() else fresh
+        if not self._checkpoint.exists():
+            return fresh
+        state = ServerState.load(self._checkpoint, fresh=fresh)
+        if state.head is not None:
+            self.ledger.require(state.head)
+        state.restore_row(self.folder)
+        return state
 
     @property
     def _checkpoint(self) -> Path:
@@ -66,56 +97,59 @@ class Strategy:
     def run(self, grid: Grid) -> None:
         """Count, train, compare, ship. Each step is on disk before the next begins.
 
-        Raises RunError when there are no devices or too few reply.
+        Raises RunError when there are no devices or too few reply, PrivacyError when the ledger refuses.
         """
-        nodes = self._wait_for_devices(grid)
-        plan = plan_budget(self.config, len(nodes))
+        federation = self.config.federation
+        nodes = wait_for_devices(grid, federation.minimum_devices, timeout=federation.reply_timeout)
+        if self.state.admit(nodes, same=self.config.privacy.noise_bands > 1):
+            self.state.save(self._checkpoint)
+        plan = self._plan(self.state.population)
+        if plan is not None:
+            self.ledger.open_run(self.state.run, run_facts(self.config, plan, devices=self.state.population))
         if self.state.popularity is None:
             self._count_popularity(grid, nodes, plan)
         failed = 0
-        while self.state.round < self.config.federation.rounds:
+        while self.state.round < federation.rounds:
             failed = 0 if self._training_round(grid, nodes, plan) else failed + 1
+            if failed == MAX_FAILED_ROUNDS and self.state.row["refused"].get("budget"):
+                limits = ", ".join(f"epsilon {e:g} per {u}" for u, e in unit_budgets(self.config).items())
+                log.warning("training stops: the devices' budgets (%s) are spent; they go on ranking", limits)
+                break  # the comparison finds no answers and keeps the start
             if failed == MAX_FAILED_ROUNDS:
                 raise RunError(
-                    f"{failed} rounds in a row had fewer replies than the quorum; see {self.folder / 'metrics.jsonl'}"
-                    " for the reasons. Nothing was released for them"
+                    f"{failed} rounds in a row had fewer replies than the quorum; the last refused"
+                    f" {self.state.row['refused']}. Nothing was released for them. See {self.folder / 'metrics.jsonl'}"
                 )
+            if failed and self.deployment:
+                time.sleep(BACK_OFF * 2 ** (failed - 1))
         if not self.state.outcome:
-            self._compare_and_ship(grid, nodes, plan)
-        if self.deliver:
+            self._compare(grid, nodes, plan)
+        self._ship()
+        if self.deployment:
             self._deliver(grid, nodes)
 
-    def _wait_for_devices(self, grid: Grid) -> list[int]:
-        wanted = self.config.federation.minimum_devices
-        deadline = time.monotonic() + self.config.federation.reply_timeout
-        while len(nodes := sorted(grid.get_node_ids())) < wanted:
-            if time.monotonic() > deadline:
-                raise RunError(f"found {len(nodes)} connected devices; expected at least {wanted}")
-            time.sleep(0.5)
-        return nodes
-
-    def _noise(self, phase: str, plan: NoisePlan | None, *, asked: int) -> Noise:
-        privacy = self.config.privacy
-        clip = {
-            "popularity": math.sqrt(self.config.model.history),
-            "train": self.config.training.clip_norm,
-            "validate": 1.0,
-        }[phase]
-        quorum = max(1, math.ceil(self.config.federation.quorum * asked))
-        return Noise(privacy.mode, privacy.trust, getattr(plan, phase) if plan else 0.0, clip=clip, quorum=quorum)
+    def _plan(self, devices: int) -> NoisePlan | None:
+        names = [
+            trained_names(self.config.federation.aggregation, round_number=n, names=list(self.state.adapter))
+            for n in (1, 2)
+        ]
+        sizes = [self.state.adapter.select(chosen).size for chosen in names]
+        adaptive = 1 if self.config.privacy.clip_quantile else 0
+        dimensions = {"popularity": len(self.catalogue), "train": max(sizes) + adaptive, "validate": 1}
+        return plan_budget(self.config, devices, simulation=not self.deployment, dimensions=dimensions)
 
     def _count_popularity(self, grid: Grid, nodes: Sequence[int], plan: NoisePlan | None) -> None:
-        noise = self._noise("popularity", plan, asked=len(nodes))
+        nodes = survey_cohort(self.config.federation, nodes=nodes, phase="popularity", seed=self.config.seed)
+        noise = phase_noise(self.config, plan, phase="popularity", asked=len(nodes))
         reply: Shapes = {POPULARITY: (len(self.catalogue),)}
         manifest = self._manifest("popularity", AdapterState({}), reply=reply, noise=noise)
-        replies = self._exchange(grid, nodes, manifest, AdapterState({}))
-        total = add_up(replies)
-        if total is None or replies.accepted < noise.quorum:
-            raise RunError(f"the popularity count got {replies.accepted} of {len(nodes)} replies: {replies.why()}")
-        counts = total.arrays[POPULARITY].astype(np.float64)
-        self.state.popularity = log_popularity(counts, noise_std=noise.std_of_sum(replies.accepted))
+        found = self._release(grid, nodes, manifest=manifest, state=AdapterState({}), noise=noise)
+        if found.total is None:
+            raise RunError(f"the popularity count got {found.answers} of {len(nodes)} replies: {found.why}")
+        counts = found.total.arrays[POPULARITY].astype(np.float64)
+        self.state.popularity = log_popularity(counts, noise_std=noise.std_of_sum(found.answers))
         self._keep_snapshot()
-        self.state.save(self._checkpoint)
+        self._commit(manifest, found)
 
     def _training_round(self, grid: Grid, nodes: Sequence[int], plan: NoisePlan | None) -> bool:
         """One round; False when too few replied, and then nothing was released."""
@@ -123,31 +157,39 @@ class Strategy:
         number = state.round + 1
         planned = cohort_size(federation, len(nodes))
         cohort = sample_cohort(federation, nodes=nodes, round_number=number, seed=self.config.seed)
-        noise = self._noise("train", plan, asked=planned)
-        names = trained_names(federation.aggregation, round_number=number, names=list(state.adapter))
-        reply = {name: state.adapter.shapes[name] for name in names}
+        noise = phase_noise(self.config, plan, phase="train", asked=planned, update_clip=state.clip)
+        names = trained_names(self.config.federation.aggregation, round_number=number, names=list(state.adapter))
+        reply: Shapes = {name: state.adapter.shapes[name] for name in names}
+        if self.config.privacy.clip_quantile:
+            reply[BELOW_CLIP] = (1,)
         manifest = self._manifest("train", self._global(), reply=reply, noise=noise, number=number)
-        replies = self._exchange(grid, cohort, manifest, self._global())
-        update = combine(replies, planned=planned)
-        released = update is not None and replies.accepted >= noise.quorum
-        if update is not None and released:
-            state.adapter = state.optimiser.apply(state.adapter, update, factor=self._schedule(number))
+        correlation = self._correlation(noise)
+        found = self._release(
+            grid, cohort, manifest=manifest, state=self._global(), noise=noise, correlation=correlation
+        )
+        state.noises = correlation.past if correlation else []
+        update = None if found.total is None else mean_of(found.total, planned=planned)
+        if update is not None:
+            if BELOW_CLIP in reply:
+                state.clip = next_clip(self.config, clip=state.clip, update=update)
+            state.adapter = state.optimiser.apply(state.adapter, update.select(names), factor=self._schedule(number))
             self._average(number)
         state.round = number
         self._keep_snapshot()  # before the checkpoint, which says that the round is done
-        state.save(self._checkpoint)
-        self._record(
-            phase="train",
-            round=number,
+        self._commit(
+            manifest,
+            found,
             planned=planned,
             asked=len(cohort),
-            accepted=replies.accepted,
-            refused=dict(replies.refused),
-            released=released,
-            update_norm=update.norm() if update is not None and released else None,
+            update_norm=None if update is None else update.norm(),
+            clip=noise.bound if noise.user else None,
             seconds=round(time.perf_counter() - started, 3),
         )
-        return released
+        return update is not None
+
+    def _correlation(self, noise: Noise) -> Correlation | None:
+        bands = self.config.privacy.noise_bands
+        return Correlation(bands, self.state.noises) if bands > 1 and noise.by == "server" else None
 
     def _schedule(self, number: int) -> float:
         if not self.config.federation.learning_rate_decay:
@@ -161,81 +203,58 @@ class Strategy:
             self.state.averaged = past + self.state.adapter
             self.state.averaged_rounds += 1
 
-    def _result(self) -> AdapterState:
-        if self.state.averaged is None:
-            return self.state.adapter
-        return self.state.averaged * (1 / self.state.averaged_rounds)
-
-    def _compare_and_ship(self, grid: Grid, nodes: Sequence[int], plan: NoisePlan | None) -> None:
+    def _compare(self, grid: Grid, nodes: Sequence[int], plan: NoisePlan | None) -> None:
         """Ask every device whether the result ranks its held-out event better than the start; keep the better."""
-        result = self._result()
-        noise = self._noise("validate", plan, asked=len(nodes))
+        result = self.state.result()
+        nodes = survey_cohort(self.config.federation, nodes=nodes, phase="validate", seed=self.config.seed)
+        noise = phase_noise(self.config, plan, phase="validate", asked=len(nodes))
         candidate = self._global(result)
         manifest = self._manifest(
             "validate", candidate, reply={"difference": (1,)}, noise=noise, number=self.state.round
         )
-        replies = self._exchange(grid, nodes, manifest, candidate)
-        total, count = add_up(replies), replies.accepted
+        found = self._release(grid, nodes, manifest=manifest, state=candidate, noise=noise)
         gain, deviation = -math.inf, 0.0
-        if total is not None and count >= noise.quorum:
-            gain = 2 * float(total.arrays["difference"][0]) / count
-            deviation = 2 * noise.std_of_sum(count) / count
+        if found.total is not None:
+            gain = 2 * float(found.total.arrays["difference"][0]) / found.answers
+            deviation = 2 * noise.std_of_sum(found.answers) / found.answers
         needed = CONFIDENCE * deviation
         better = needed < gain and needed < 1  # NDCG cannot gain more than 1: such a comparison decides nothing
-        self.state.outcome = _verdict(better, gain, deviation, refused=replies.why())
-        shipped = result if better else self.runtime.start
-        self._ship(shipped, plan, devices=len(nodes))
-        self._record(
-            phase="validate",
-            round=self.state.round,
-            asked=len(nodes),
-            accepted=count,
-            refused=dict(replies.refused),
-            **self.state.outcome,
-        )
-        self.state.adapter = shipped
-        self.state.save(self._checkpoint)
+        self.state.outcome = verdict(better, gain, deviation, refused=found.why)
+        self.state.head = found.head or self.state.head
+        self._commit(manifest, found, **self.state.outcome)
 
-    def _ship(self, adapter: AdapterState, plan: NoisePlan | None, *, devices: int) -> None:
-        popularity = self.state.popularity
-        if popularity is None:
-            raise RunError("found no released popularity; the checkpoint is incomplete, start a new run")
-        save_arrays(self.folder / "candidate.safetensors", dict(self._global(self._result()).arrays))
-        save_adapter(
+    def _ship(self) -> None:
+        """Write the adapter folder, from the checkpoint alone: after a crash the same is written again."""
+        save_arrays(self.folder / "candidate.safetensors", dict(self._global(self.state.result()).arrays))
+        privacy = privacy_facts(self.ledger.entries(), run=self.state.run)
+        ship(
             self.folder / "adapter",
-            adapter,
-            popularity=popularity,
-            peft_config=self.runtime.peft_config(),
-            manifest={
-                "run": self.state.run,
-                "round": self.state.round,
-                "backbone": self.runtime.backbone.digest,
-                "catalogue": self.catalogue.fingerprint,
-                "settings": public_settings(self.config),
-                "outcome": self.state.outcome,
-            },
-            privacy=privacy_facts(self.config, devices=devices, noise=plan),
+            self.state.shipped(self.runtime.start),
+            state=self.state,
+            runtime=self.runtime,
+            privacy=privacy,
         )
 
     def _deliver(self, grid: Grid, nodes: Sequence[int]) -> None:
-        state = self._global()
-        noise = Noise("none", self.config.privacy.trust, 0.0, clip=1.0, quorum=1)
+        state = self._global(self.state.shipped(self.runtime.start))
+        noise = Noise("none", self.config.privacy.trust, "device", quorum=1)
         manifest = self._manifest("install", state, reply={}, noise=noise, number=self.state.round)
-        replies = self._exchange(grid, nodes, manifest, state)
-        add_up(replies)
-        self._record(phase="install", asked=len(nodes), accepted=replies.accepted, refused=dict(replies.refused))
-
-    def _exchange(self, grid: Grid, nodes: Sequence[int], manifest: Manifest, state: AdapterState) -> Exchange:
-        timeout = self.config.federation.reply_timeout
-        return Exchange(grid, nodes, manifest=manifest, state=state, timeout=timeout)
+        exchange = Exchange(grid, nodes, manifest=manifest, state=state, timeout=self.config.federation.reply_timeout)
+        answers = sum(1 for _ in exchange)
+        row = {"phase": "install", "asked": len(nodes), "accepted": answers, "refused": dict(exchange.refused)}
+        self.state.record(self.folder, row)
 
     def _manifest(self, phase: str, state: AdapterState, *, reply: Shapes, noise: Noise, number: int = 0) -> Manifest:
         settings: dict[str, Any] = {**public_settings(self.config), "noise": noise.to_dict()}
         if phase == "train":
-            settings["training"] = self.config.to_dict()["training"]
+            settings["training"] = {
+                **self.config.to_dict()["training"],
+                "update_clip": self.state.clip,
+                "quantile_weight": quantile_weight(self.config, self.state.clip),
+            }
         if phase == "install":
             settings["outcome"] = self.state.outcome
-            settings["privacy"] = json.loads((self.folder / "adapter" / "privacy.json").read_text())
+            settings["privacy"] = json.loads((self.folder / "adapter" / "privacy.json").read_text(encoding="utf-8"))
         return Manifest(
             run=self.state.run,
             round=number,
@@ -255,21 +274,24 @@ class Strategy:
         return AdapterState(arrays)
 
     def _keep_snapshot(self) -> None:
+        """For a simulation's quality curve. Not in a deployment: a round is released when its checkpoint is written."""
         every, rounds = self.config.evaluation.every, self.config.federation.rounds
-        if every and (self.state.round % every == 0 or self.state.round == rounds):
+        if every and not self.deployment and (self.state.round % every == 0 or self.state.round == rounds):
             save_arrays(self.folder / "rounds" / f"{self.state.round:05d}.safetensors", self._global().arrays)
 
-    def _record(self, **row: Any) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row) + "\n")
-
-
-def _verdict(better: bool, gain: float, deviation: float, *, refused: str) -> dict[str, Any]:
-    if gain == -math.inf:
-        reason = f"too few devices answered the comparison ({refused}); the start is kept"
-        return {"shipped": "start", "gain": None, "noise": None, "reason": reason}
-    found = f"NDCG@10 on held-out events {gain:+.4f}"
-    if deviation:
-        found += f" with privacy noise of standard deviation {deviation:.4f}"
-    reason = f"{found}: the trained adapter is better" if better else f"{found}: not clearly better, the start is kept"
-    return {"shipped": "adapter" if better else "start", "gain": gain, "noise": deviation, "reason": reason}
+    def _commit(self, manifest: Manifest, found: Released, **facts: Any) -> None:
+        """Write the checkpoint, which makes the step final, and then its row of metrics.jsonl."""
+        self.state.head = found.head or self.state.head
+        row = {
+            "phase": manifest.phase,
+            "round": manifest.round,
+            "accepted": found.answers,
+            "refused": found.refused,
+            "released": found.total is not None,
+            **facts,
+        }
+        self.state.row = row
+        self.state.save(self._checkpoint)
+        self._on_step("saved", manifest)
+        self.state.record(self.folder, row)
+        self._on_step("recorded", manifest)

@@ -61,6 +61,14 @@ class AdapterState:
         """L2 norm over all entries, accumulated in float64."""
         return math.sqrt(sum(float(np.sum(array.astype(np.float64) ** 2)) for array in self.arrays.values()))
 
+    def clipped(self, bound: float) -> AdapterState:
+        """This state scaled to an L2 norm of at most `bound`; a projection, so distances never grow.
+
+        The norm of the float32 result may exceed the bound by rounding, a part in ten million.
+        """
+        norm = self.norm()
+        return self * (bound / norm) if norm > bound else self
+
     def is_finite(self) -> bool:
         """True when no entry is NaN or infinite."""
         return all(bool(np.isfinite(array).all()) for array in self.arrays.values())
@@ -89,10 +97,15 @@ class AdapterState:
             return np.zeros(0, dtype=np.float32)
         return np.concatenate([array.ravel() for array in self.arrays.values()])
 
+    @staticmethod
+    def length(shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Number of entries that these shapes hold together."""
+        return sum(math.prod(shape) for shape in shapes.values())
+
     @classmethod
     def unpack(cls, packed: Array, shapes: Mapping[str, tuple[int, ...]]) -> AdapterState:
         """Inverse of `pack`; AdapterError when the number of entries does not fit the shapes."""
-        expected = sum(math.prod(shape) for shape in shapes.values())
+        expected = cls.length(shapes)
         if packed.shape != (expected,):
             raise AdapterError(f"found a packed array of shape {packed.shape}; expected ({expected},)")
         arrays, start = {}, 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file, save
 
 from shared.adapter import AdapterState
 from shared.catalogue import Catalogue
-from shared.errors import AdapterError, CatalogueError
+from shared.errors import AdapterError, CatalogueError, RunError
 from shared.schema import Item
 
 ADAPTER_SCHEMA = 1
@@ -27,17 +28,26 @@ POPULARITY = "popularity"
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old or the new content, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that a crash leaves the old or the new content, never a part.
+
+    RunError when it cannot be written; the old content is still there then.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as handle:
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
         partial.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(
+            f"{path}: could not be written ({reason}); what was there is untouched. Make room and continue"
+        ) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

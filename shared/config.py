@@ -79,12 +79,18 @@ class Training:
 class Privacy:
     """What is protected, against whom, and how much is spent over a device's life."""
 
-    mode: str = _doc("none", "`none` or `event` (unit: one window of events)")
+    mode: str = _doc("none", "`none`, `event` (unit: one window of events), `user` (unit: one person) or `both`")
     trust: str = _doc("aggregate", "`aggregate`: the sum meets epsilon; `local`: each device's reply alone does")
-    epsilon: float = _doc(8.0, "budget of one device over its whole life, at `delta`, all releases added up")
+    epsilon: float = _doc(8.0, "budget of one unit over a device's whole life, at `delta`, all releases added up")
+    user_epsilon: float = _doc(0.0, "with mode `both`, the budget at user level; 0: the same as epsilon")
     delta: float = _doc(1e-5, "probability with which the epsilon guarantee may fail")
     popularity_share: float = _doc(0.1, "part of the budget spent on the popularity count")
     validation_share: float = _doc(0.1, "part of the budget spent on comparing the result with the start")
+    user_clip: float = _doc(1.0, "L2 clip of a device's whole update under modes user and both, and secure aggregation")
+    clip_quantile: float = _doc(0.0, "adapt user_clip to this quantile of update norms, privately; 0: keep it fixed")
+    quantile_share: float = _doc(0.02, "part of each training round's budget spent on the clip's quantile")
+    clip_learning_rate: float = _doc(0.2, "step size of the adaptive clip, on a logarithmic scale")
+    noise_bands: int = _doc(1, "rounds over which the server's noise is anticorrelated; 1: independent noise")
 
 
 @dataclass(frozen=True)
@@ -94,16 +100,30 @@ class Federation:
     engine: str = _doc("inline", "`inline` (one process) or `ray` (Flower's simulation runtime)")
     rounds: int = _doc(20, "training rounds")
     cohort: int = _doc(64, "planned devices per round K; the sum of updates is always divided by it")
-    sampling: str = _doc("shuffled", "`shuffled`: every device once per pass; `poisson`: each joins with rate K/N")
+    survey: int = _doc(0, "devices asked for the popularity count and for the comparison; 0: all of them")
+    sampling: str = _doc(
+        "shuffled",
+        "`shuffled`: each device once per pass; `cyclic`: the same in one order; `poisson`: each joins with rate K/N",
+    )
     aggregation: str = _doc("alternate", "`alternate`, `ffa` or `fedit`: which LoRA factors train in a round")
     server_optimizer: str = _doc("adam", "`adam` (FedAdam) or `sgd` (FedAvg at learning rate 1)")
     server_learning_rate: float = _doc(1e-3, "step size of the server optimiser")
     server_momentum: float = _doc(0.9, "first-moment decay of the server optimiser")
     learning_rate_decay: bool = _doc(True, "let the server's step size fall linearly to 5 % over the rounds")
     average_last: float = _doc(0.0, "share of the last rounds whose adapters are averaged into the result")
-    quorum: float = _doc(0.8, "least share of the planned devices that must reply for a release")
+    quorum: float = _doc(0.6, "least share of the planned devices that must reply for a release")
     minimum_devices: int = _doc(1, "wait until so many devices are connected; a simulation waits for all of its own")
     reply_timeout: float = _doc(600.0, "seconds to wait for a cohort's replies")
+    secure_aggregation: bool = _doc(False, "SecAgg+: the server learns the sum of a cohort and no single reply")
+    robust: tuple[str, ...] = _doc((), "robust rules, left to right: norm-filter, median, trimmed-mean, multi-krum")
+    robust_share: float = _doc(0.2, "share of hostile devices that the robust rules allow for")
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What only a simulator does to its devices."""
+
+    chaos: float = _doc(0.0, "probability with which a fault is injected into each message and each step of the server")
 
 
 @dataclass(frozen=True)
@@ -112,6 +132,7 @@ class Evaluation:
 
     every: int = _doc(5, "rounds between points of the quality curve; 0 for none")
     curve_users: int = _doc(300, "devices in the quality curve (validation items)")
+    test_users: int = _doc(0, "devices whose test items are ranked, drawn at random; 0: all of them")
     local_only_users: int = _doc(40, "devices in the local-only comparison; 0 skips it")
     bootstrap: int = _doc(2000, "resamples behind each 95 % interval")
 
@@ -127,6 +148,7 @@ class Config:
     training: Training = field(default_factory=Training)
     privacy: Privacy = field(default_factory=Privacy)
     federation: Federation = field(default_factory=Federation)
+    simulation: Simulation = field(default_factory=Simulation)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:

@@ -26,6 +26,8 @@ from shared.errors import AdapterError, ProtocolError
 SCHEMA_VERSION = 1
 PHASES = ("popularity", "train", "validate", "install")
 REFUSALS = ("bad-message", "budget", "catalogue", "backbone", "trust", "schema", "failed")
+#: Entry of a training reply that says whether the update's norm was within the clip.
+BELOW_CLIP = "below_clip"
 MAX_MANIFEST_CHARS = 200_000
 MAX_ENTRIES = 50_000_000
 
@@ -149,7 +151,7 @@ def decode_reply(content: RecordDict, manifest: Manifest) -> AdapterState:
     config, packed = _parts(content, set(_address(manifest)))
     if dict(config) != _address(manifest):
         raise ProtocolError("the reply answers another message")
-    expected = sum(math.prod(shape) for shape in manifest.reply.values())
+    expected = AdapterState.length(manifest.reply)
     if packed.shape != (expected,):
         raise ProtocolError(f"found {packed.shape} entries; expected ({expected},)", code="bad-shape")
     if not np.isfinite(packed).all():

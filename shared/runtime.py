@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from typing import Any
 
+import torch
+
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY
 from shared.backbone import Backbone, open_backbone
@@ -49,7 +51,8 @@ class Runtime:
             output_dim=model.output_dim,
             output_scale=model.output_scale,
         )
-        return ItemTable(views)
+        with torch.inference_mode(False):  # whoever asks first: a table born there could not be trained against
+            return ItemTable(views)
 
     def peft_config(self) -> dict[str, Any]:
         """adapter_config.json of the LoRA part, as peft writes it, without a machine's paths."""

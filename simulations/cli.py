@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from shared.terminal import emit_json, run_cli
+from simulations.cli_measure import Json, audit, benchmark_app
 
 app = typer.Typer(
     help="Federated simulations on one machine: train privately over virtual devices, and rank.",
@@ -16,32 +17,49 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at behaviour data before using it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(benchmark_app, name="benchmark")
+app.command()(audit)
 
-Json = Annotated[bool, typer.Option("--json", help="Exactly one JSON object on stdout; everything else on stderr.")]
+Source = Annotated[str | None, typer.Option(help="`world`, or a data folder (see docs/data.md).")]
+Experiment = Annotated[str | None, typer.Option(help="A named experiment that ships with homerank, for example ml-1m.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="A configuration file (TOML).", metavar="FILE")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One setting, section.key=value; may be repeated.", metavar="KEY=VALUE"),
+]
+Privacy = Annotated[str | None, typer.Option(help="What is protected: none, event, user or both.")]
+Trust = Annotated[str | None, typer.Option(help="Whose noise it takes: aggregate or local.")]
+Epsilon = Annotated[float | None, typer.Option(help="Budget of one unit over a device's life.")]
+UserEpsilon = Annotated[float | None, typer.Option(help="With --privacy both: the budget at user level.")]
+Delta = Annotated[float | None, typer.Option(help="Delta at which epsilon is stated.")]
+Secure = Annotated[
+    bool | None,
+    typer.Option("--secure-aggregation/--no-secure-aggregation", help="Hide single replies from the server."),
+]
+Rounds = Annotated[int | None, typer.Option(help="Training rounds.")]
+Cohort = Annotated[int | None, typer.Option(help="Planned devices per round.")]
 
 
 @app.command()
 def run(
-    data: Annotated[str | None, typer.Option(help="`world`, or a data folder (see docs/data.md).")] = None,
-    experiment: Annotated[
-        str | None, typer.Option(help="A named experiment that ships with homerank, for example ml-1m.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="A configuration file (TOML).", metavar="FILE")] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="One setting, section.key=value; may be repeated.", metavar="KEY=VALUE"),
-    ] = None,
-    privacy: Annotated[str | None, typer.Option(help="none or event.")] = None,
-    trust: Annotated[str | None, typer.Option(help="aggregate or local.")] = None,
-    epsilon: Annotated[float | None, typer.Option(help="Budget of one device over its life.")] = None,
-    delta: Annotated[float | None, typer.Option(help="Delta at which epsilon is stated.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Training rounds.")] = None,
-    cohort: Annotated[int | None, typer.Option(help="Planned devices per round.")] = None,
+    data: Source = None,
+    experiment: Experiment = None,
+    config: ConfigFile = None,
+    setting: Settings = None,
+    privacy: Privacy = None,
+    trust: Trust = None,
+    epsilon: Epsilon = None,
+    user_epsilon: UserEpsilon = None,
+    delta: Delta = None,
+    secure_aggregation: Secure = None,
+    rounds: Rounds = None,
+    cohort: Cohort = None,
     aggregation: Annotated[str | None, typer.Option(help="alternate, ffa or fedit.")] = None,
     engine: Annotated[str | None, typer.Option(help="inline or ray.")] = None,
     split: Annotated[str | None, typer.Option(help="leave-one-out or temporal.")] = None,
     min_item_count: Annotated[int | None, typer.Option(help="Drop items with fewer interactions.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
+    chaos: Annotated[float | None, typer.Option(help="Inject faults at random with this probability.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the run; a new one under runs/ unless given.", metavar="FOLDER"),
@@ -63,7 +81,10 @@ def run(
         "privacy.mode": privacy,
         "privacy.trust": trust,
         "privacy.epsilon": epsilon,
+        "privacy.user_epsilon": user_epsilon,
         "privacy.delta": delta,
+        "federation.secure_aggregation": secure_aggregation,
+        "simulation.chaos": chaos,
         "federation.rounds": rounds,
         "federation.cohort": cohort,
         "federation.aggregation": aggregation,
@@ -83,6 +104,52 @@ def run(
         emit_json(result)
     else:
         session.print_result(result)
+
+
+@app.command()
+def plan(
+    data: Source = None,
+    experiment: Experiment = None,
+    config: ConfigFile = None,
+    setting: Settings = None,
+    privacy: Privacy = None,
+    trust: Trust = None,
+    epsilon: Epsilon = None,
+    user_epsilon: UserEpsilon = None,
+    delta: Delta = None,
+    secure_aggregation: Secure = None,
+    rounds: Rounds = None,
+    cohort: Cohort = None,
+    noise_multiplier: Annotated[
+        float | None, typer.Option(help="Price this training noise z instead of planning one.")
+    ] = None,
+    users: Annotated[int | None, typer.Option(min=1, help="Devices there will be, instead of reading data.")] = None,
+    items: Annotated[int | None, typer.Option(min=1, help="Items there will be, instead of reading data.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a run would cost in privacy, noise and bytes, before anything runs."""
+    from simulations import session
+
+    chosen = {
+        "data.source": data,
+        "privacy.mode": privacy,
+        "privacy.trust": trust,
+        "privacy.epsilon": epsilon,
+        "privacy.user_epsilon": user_epsilon,
+        "privacy.delta": delta,
+        "federation.secure_aggregation": secure_aggregation,
+        "federation.rounds": rounds,
+        "federation.cohort": cohort,
+    }
+    given = {name: value for name, value in chosen.items() if value is not None}
+    settings = session.build_config(experiment=experiment, file=config, assignments=setting or [], options=given)
+    from simulations.planning import plan_run
+
+    answer = plan_run(settings, users=users, items=items, multiplier=noise_multiplier)
+    if as_json:
+        emit_json(answer)
+    else:
+        session.print_plan(answer)
 
 
 @data_app.command("check")

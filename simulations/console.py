@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -48,4 +48,46 @@ def data_table(report: Mapping[str, Any]) -> Table:
         elif isinstance(value, int):
             value = f"{value:,}"
         table.add_row(name.replace("_", " "), Text("-" if value is None else str(value)))
+    return table
+
+
+def plan_table(answer: Mapping[str, Any]) -> Group:
+    """What `plan` worked out: cost by unit, bytes, and what to change."""
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
+    table.add_column()
+    table.add_column()
+    cap = answer["participation_cap"]
+    sizes, size = answer["entries"], answer["bytes_per_device_per_round"]
+    asked = f"{answer['cohort']:,} of {answer['devices']:,} devices, {answer['rounds']:,} rounds"
+    table.add_row("each round asks", asked + (f", each device in at most {cap:,}" if cap else ""))
+    table.add_row(
+        "entries", f"{sizes['adapter']:,} in the adapter, {max(sizes['trained_per_round']):,} trained a round"
+    )
+    table.add_row("bytes per device and round", f"{size['down']:,} down, {size['up']:,} up")
+    notes = []
+    for unit, layer in answer["layers"].items():
+        name = {"event": "per window of events", "user": "per person"}[unit]
+        noise = ", ".join(f"{phase} {z:.3g}" for phase, z in layer["noise_multipliers"].items())
+        table.add_row(Text(name, style="bold"), f"epsilon {layer['epsilon']:.3f} at delta {answer['delta']:g}")
+        table.add_row("  noise multipliers", noise)
+        table.add_row("  noise to signal, one round", f"{layer['noise_to_signal']:.3g}")
+        table.add_row("  accountant", layer["accountant"])
+        if layer["advice"]:
+            notes.append(Text(f"The noise of a round is larger than any signal {name}. What would help:", style="red"))
+            notes += [Text(f"  - {line}") for line in layer["advice"]]
+    if not answer["layers"]:
+        notes.append(Text("No privacy: updates would be sent without noise. Choose --privacy.", style="bold red"))
+    return Group(table, *notes)
+
+
+def robustness_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What each attack achieved against each defence."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("attack", "defence"):
+        table.add_column(name)
+    for name in ("exposure@10", "mean rank of the target", "NDCG@10"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        numbers = (f"{row['exposure']:.3f}", f"{row['target_rank']:.0f}", f"{row['ndcg']:.4f}")
+        table.add_row(row["attack"], row["defence"], *numbers)
     return table

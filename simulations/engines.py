@@ -9,18 +9,21 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from shared.config import load_config
 from shared.errors import RunError
+
+#: A ClientApp, or what wraps one.
+ClientFunction = Callable[[Message, Context], Message]
 
 
 class InlineGrid(Grid):
@@ -29,7 +32,7 @@ class InlineGrid(Grid):
     An exception in the ClientApp becomes an error reply, as it does over a network.
     """
 
-    def __init__(self, client_app: ClientApp, *, devices: int, run_config: dict[str, Any]) -> None:
+    def __init__(self, client_app: ClientFunction, *, devices: int, run_config: dict[str, Any]) -> None:
         self._client_app = client_app
         self._devices = devices
         self._run_config = run_config
@@ -37,6 +40,7 @@ class InlineGrid(Grid):
         self._run = Run.create_empty(run_id=1)
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
         self._sent = 0
+        self._memories: dict[int, RecordDict] = {}
 
     def set_run(self, run: Run) -> None:
         self._run = run
@@ -78,20 +82,29 @@ class InlineGrid(Grid):
             run_id=1,
             node_id=node,
             node_config={"partition-id": node - 1, "num-partitions": self._devices},
-            state=RecordDict(),
+            state=self._memories.pop(node, None) or RecordDict(),
             run_config=self._run_config,
         )
         try:
             return self._client_app(message, context)
         except Exception as error:  # noqa: BLE001  # a failing device must not end the run
             return Message(Error(code=0, reason=type(error).__name__), reply_to=message)
+        finally:
+            if context.state:  # as Flower does; only secure aggregation leaves something there
+                self._memories[node] = context.state
 
 
 def run_inline(folder: Path, *, devices: int) -> None:
-    """Run or continue the experiment of a run folder in this process."""
+    """Run or continue the experiment of a run folder in this process, under faults when its settings ask for them."""
     from client.app import app as client_app
     from server.app import app as server_app
 
+    config = load_config(folder / "config.toml")
+    if config.simulation.chaos:
+        from simulations.chaos import Chaos, run_chaotic
+
+        run_chaotic(folder, devices=devices, chaos=Chaos.of_rate(config.seed, config.simulation.chaos))
+        return
     run_config: dict[str, Any] = {"out": str(folder)}
     grid = InlineGrid(client_app, devices=devices, run_config=run_config)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)

@@ -47,10 +47,13 @@ class Ranks:
 
 
 def test_cases(run: RunFolder) -> list[Case]:
-    """All devices with a test target."""
+    """All devices with a test target, or a fixed random sample of them when the configuration limits it."""
     store = run.store()
     cases = []
-    for user in np.flatnonzero(run.test >= 0).tolist():
+    users = np.flatnonzero(run.test >= 0)
+    if 0 < run.config.evaluation.test_users < len(users):
+        users = np.random.default_rng((run.config.seed, 5)).permutation(users)[: run.config.evaluation.test_users]
+    for user in np.sort(users).tolist():
         history = store.history(user, run.catalogue)
         cases.append(Case(user, history, int(run.test[user]), _training_items(history)))
     store.close()

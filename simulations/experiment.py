@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from client.app import open_virtual_ledger
 from client.ranker import recommend
-from server.cohorts import participation_cap, plan_budget
+from server.budget import plan_budget
+from server.cohorts import participation_cap
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY, load_adapter, load_arrays, write_json
 from shared.config import Config
 from shared.metrics import ndcg, paired_bootstrap, summary
-from shared.privacy.ledger import Ledger
+from shared.noise import MODES
 from shared.runtime import Runtime, runtime_for
 from simulations.engines import run_inline, run_ray
 from simulations.evaluation import (
@@ -86,9 +88,10 @@ def evaluate(
         },
         "intervals": _intervals(run.config, ranks, alone),
         "outcome": manifest["outcome"],
-        "privacy": {**privacy, "spent_max": max(spent, default=0.0)},
+        "privacy": {**privacy, "spent_max": {unit: max(values, default=0.0) for unit, values in spent.items()}},
         "seconds": {**seconds, "evaluate": round(time.perf_counter() - started, 2)},
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "chaos": _chaos(run.path / "chaos.json"),
         "out": str(run.path),
     }
     runtime.install(shipped)
@@ -109,7 +112,8 @@ def _local_only(
     chosen = np.sort(np.random.default_rng((seed, 11)).permutation(len(cases))[:wanted]).tolist()
     participations = max(1, participation_cap(run.config.federation, run.devices))
     budget = plan_budget(run.config, run.devices)
-    noise = budget.train if budget else 0.0
+    # A device that never sends anything needs no noise at user level.
+    noise = budget.event.train if budget and budget.event and not budget.user else 0.0
     devices = [cases[row].user for row in chosen]
     held_out = validation_cases_of(run, devices, limit=len(devices))
     plans = [Alone(start, participations, noise, factor) for factor in LOCAL_RATE_FACTORS]
@@ -146,12 +150,22 @@ def _curve(run: RunFolder, runtime: Runtime) -> list[dict[str, Any]]:
     return points
 
 
-def _spent(run: RunFolder) -> list[float]:
-    """Epsilon each device's own ledger adds up to; empty without privacy."""
-    if run.config.privacy.mode == "none":
-        return []
-    ledger = Ledger(run.path / "ledger.sqlite", durable=False)
-    spent = [ledger.spent(device, delta=run.config.privacy.delta) for device in range(run.devices)]
+def _chaos(path: Path) -> dict[str, Any] | None:
+    """What was injected, and what of it was seen; None for a calm run."""
+    if not path.exists():
+        return None
+    account = json.loads(path.read_text(encoding="utf-8"))
+    return {name: value for name, value in account.items() if name != "met"}
+
+
+def _spent(run: RunFolder) -> dict[str, list[float]]:
+    """Epsilon each device's own ledger adds up to, by unit; empty without privacy."""
+    units = MODES[run.config.privacy.mode]
+    if not units:
+        return {}
+    ledger = open_virtual_ledger(run.path)
+    delta = run.config.privacy.delta
+    spent = {unit: [ledger.spent(device, unit=unit, delta=delta) for device in range(run.devices)] for unit in units}
     ledger.close()
     return spent
 

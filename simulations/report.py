@@ -38,6 +38,7 @@ ABOUT = {
     "local_only": "each device trains alone",
     "federated": "the devices train together",
 }
+UNITS = {"event": "window", "user": "person"}
 #: Titles of an example device's history that are shown, the latest ones.
 MOST_HISTORY = 12
 
@@ -48,14 +49,14 @@ def write_report(
     result: Mapping[str, Any],
     rounds: Rows,
     curve: Rows,
-    spent: Sequence[float],
+    spent: Mapping[str, Sequence[float]],
     examples: Rows,
 ) -> None:
     """Write `report.html`. Raises RunError when the file cannot be written.
 
     result: the object of `run --json`. rounds: rows of `metrics.jsonl`: round, accepted, planned, refused
     (code -> count), update_norm, seconds. curve: round, ndcg@10 and hr@10 on validation items, from round 0.
-    spent: epsilon of each device. examples: user, history (titles) and recommended (title, score, parts).
+    spent: epsilon of each device, by unit. examples: user, history (titles) and recommended (title, score, parts).
     Anything may be empty; the section then says so.
     """
     state, sentence = verdict(result)
@@ -89,18 +90,16 @@ def _outcome(result: Mapping[str, Any], state: str) -> str:
     return f"<p>{marks}</p>{note(f'{how_sure(result)} {sentence}'.strip())}"
 
 
-def _tiles(result: Mapping[str, Any], rounds: Rows, spent: Sequence[float]) -> str:
+def _tiles(result: Mapping[str, Any], rounds: Rows, spent: Mapping[str, Sequence[float]]) -> str:
     """The handful of numbers a reader wants first."""
     tiles = {
         METRICS[metric]: f"{value:.4f}"
         for metric in ("ndcg@10", "hr@10")
         if (value := figure(result, "federated", metric)) is not None
     }
-    epsilon = part(result, "privacy").get("epsilon")
     if part(result, "privacy").get("mode") == "none":
         tiles["privacy"] = "none"
-    elif spent or epsilon is not None:
-        tiles["most ε on a device" if spent else "ε"] = f"{max(spent) if spent else epsilon:.3g}"
+    tiles |= {f"most ε per {UNITS[unit]}": f"{max(values):.3g}" for unit, values in spent.items() if values}
     if rounds:
         tiles["rounds"] = f"{len(rounds):,}"
         tiles["updates accepted"] = f"{sum(row.get('accepted') or 0 for row in rounds):,}"
@@ -176,7 +175,7 @@ def _curve(curve: Rows) -> str:
     )
 
 
-def _privacy(result: Mapping[str, Any], spent: Sequence[float]) -> str:
+def _privacy(result: Mapping[str, Any], spent: Mapping[str, Sequence[float]]) -> str:
     privacy = part(result, "privacy")
     if not privacy:
         return note("This run says nothing about privacy.")
@@ -188,18 +187,22 @@ def _privacy(result: Mapping[str, Any], spent: Sequence[float]) -> str:
         )
         return banner("No privacy: these updates are not protected.", warning) + statement
     facts = pairs({k: v for k, v in privacy.items() if k != "statement" and isinstance(v, str | int | float)})
-    if not spent:
+    layers: Mapping[str, Any] = part(privacy, "layers")
+    plots_of = [_spending(unit, values, layers, delta=privacy.get("delta")) for unit, values in spent.items() if values]
+    if not plots_of:
         return statement + facts + note("The devices' ledgers were not collected.")
+    return f'{statement}<div class="two"><div>{"".join(plots_of)}</div><div>{facts}</div></div>'
+
+
+def _spending(unit: str, spent: Sequence[float], layers: Mapping[str, Any], *, delta: float | None) -> str:
     idle = sum(value == 0 for value in spent)
-    delta = f" at δ = {privacy['delta']:g}" if privacy.get("delta") is not None else ""
+    at = f" at δ = {delta:g}" if delta is not None else ""
     caption = (
-        f"Devices by ε spent{delta}. "
+        f"Devices by ε spent per {UNITS[unit]}{at}. "
         f"Median {median(spent):.3g}, largest {max(spent):.3g} over {len(spent):,} devices"
         + (f"; {idle:,} were never asked." if idle else ".")
     )
-    budget = part(part(result, "config"), "privacy").get("epsilon", privacy.get("epsilon"))
-    plot = _figure(caption, plots.histogram(spent, limit=budget))
-    return f'{statement}<div class="two">{plot}<div>{facts}</div></div>'
+    return _figure(caption, plots.histogram(spent, limit=part(layers, unit).get("budget")))
 
 
 def _updates(rounds: Rows) -> str:

@@ -1,8 +1,9 @@
 """The folder of a run: everything a simulation writes, and what is needed to continue it.
 
     config.toml  items.jsonl  devices.sqlite  targets.npz        made by `prepare`
-    ledger.sqlite                                                written by the virtual devices
     checkpoint.safetensors  metrics.jsonl  rounds/  candidate.safetensors  adapter/   written by the server
+    ledger.sqlite  server-ledger.sqlite, each with its .witness  what was spent, by device and on the server
+    chaos.json                                                   faults that were injected, with simulation.chaos
     result.json  per_user.npz  report.html                       written after evaluation
 
 Test items are only in targets.npz: no virtual device's store holds one.
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.store import Role, Row, Store
+from server.checkpoint import whole_rows
 from shared.artifacts import load_catalogue, save_catalogue, write_atomic, write_json
 from shared.catalogue import Catalogue
 from shared.config import Config, load_config, merge, to_toml
@@ -53,10 +55,7 @@ class RunFolder:
 
     def rows(self) -> list[dict[str, Any]]:
         """What the server recorded, one row per exchange."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return whole_rows(self.path / "metrics.jsonl")
 
     def device_of(self, user: str) -> int:
         """Device number of a user name; RunError with a hint when there is none."""

@@ -24,7 +24,7 @@ from rich.progress import (
 
 from shared.config import Config, load_config, merge, override
 from shared.errors import ConfigError, RunError
-from simulations.console import recommendation_table, terminal
+from simulations.console import plan_table, recommendation_table, terminal
 from simulations.runfolder import RunFolder, open_run, prepare
 from simulations.tables import result_table
 
@@ -156,6 +156,11 @@ def print_result(result: Mapping[str, Any]) -> None:
         return
     console.print(result_table(dict(result)))
     console.print(f"report: {Path(result['out']) / 'report.html'}", soft_wrap=True, markup=False, highlight=False)
+
+
+def print_plan(answer: Mapping[str, Any]) -> None:
+    """A plan, for a person."""
+    terminal().print(plan_table(answer))
 
 
 def print_recommendations(answer: Mapping[str, Any]) -> None:

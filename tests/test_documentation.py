@@ -44,7 +44,10 @@ def test_no_command_is_a_stub() -> None:
         "homerank-server register",
         "homerank-server run",
         "homerank-server start",
+        "homerank-simulate audit",
+        "homerank-simulate benchmark robustness",
         "homerank-simulate data check",
+        "homerank-simulate plan",
         "homerank-simulate recommend",
         "homerank-simulate run",
     ]

@@ -1,117 +1,111 @@
 """The ledger: what each device's data has flowed into, written before it flows.
 
-A ledger lives in a file of its own, apart from events and adapters. One file can hold the ledgers of many
-virtual devices. Prices are not stored: `shared.privacy.accounting` computes them from the releases.
+A ledger lives in files of its own, apart from events and adapters, so that it survives both. One file can hold the
+ledgers of many virtual devices. Prices are not stored: `shared.privacy.accounting` computes them from the releases.
+Which damage is noticed, and what to do about it, is `shared.privacy.chain`'s table.
 """
 
 from __future__ import annotations
 
-import json
-import sqlite3
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from shared.errors import BudgetError, PrivacyError
 from shared.privacy.accounting import Release, epsilon_of
+from shared.privacy.chain import Chain, Row, read_entry
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS releases (
-    device INTEGER NOT NULL,
-    seq INTEGER NOT NULL,
-    key TEXT NOT NULL,
-    release TEXT NOT NULL,
-    PRIMARY KEY (device, seq),
-    UNIQUE (device, key)
-) WITHOUT ROWID
-"""
+#: An epsilon may exceed its limit by this much, relatively: the precision of the prices that planned it.
+TOLERANCE = 1e-6
 
 
 class Ledger:
-    """All devices' ledgers in one SQLite file.
+    """All devices' ledgers in one hash-chained SQLite file.
 
-    durable: wait for the disk on every charge (real devices); a simulation only waits for the operating
-    system.
+    durable: wait for the disk on every charge (real devices); a simulation only waits for the operating system.
+    witness: a second file that remembers how far each ledger went; None goes without, and then a ledger put back from
+    a backup is not noticed.
+
+    Every method raises PrivacyError when the ledger is damaged, lost or behind its witness.
     """
 
-    def __init__(self, path: str | Path, *, durable: bool = True) -> None:
-        try:
-            self._db = sqlite3.connect(str(path), timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
-            self._db.execute(_SCHEMA)
-        except sqlite3.DatabaseError as error:
-            raise PrivacyError(f"{path}: found no usable ledger ({error}); training stops without one") from None
+    def __init__(self, path: str | Path, *, durable: bool = True, witness: str | Path | None = None) -> None:
+        self._chain = Chain(path, durable=durable, witness=witness)
 
     def releases(self, device: int) -> list[Release]:
-        """What a device has been charged for, oldest first."""
-        rows = self._read("SELECT release FROM releases WHERE device = ? ORDER BY seq", device)
-        return [_release(text) for (text,) in rows]
+        """What a device has been charged for, oldest first; the releases of one charge in the order given."""
+        return _releases(self._chain.rows(device))
 
     def devices(self) -> list[int]:
         """Devices that have been charged at least once."""
-        return [row[0] for row in self._read("SELECT DISTINCT device FROM releases ORDER BY device")]
+        return self._chain.owners()
 
-    def spent(self, device: int, *, delta: float) -> float:
-        """Epsilon a device has spent so far at `delta`."""
-        return epsilon_of(self.releases(device), delta=delta)
+    def spent(self, device: int, *, unit: str, delta: float) -> float:
+        """Epsilon at `delta` that a device has spent so far on one unit: event or user."""
+        return _price(self.releases(device), unit=unit, delta=delta)
 
-    def charge(self, device: int, release: Release, *, key: str, epsilon: float, delta: float) -> bool:
-        """Write a release before it happens; True when it was new.
+    def charge(
+        self, device: int, releases: Sequence[Release], *, key: str, budgets: Mapping[str, float], delta: float
+    ) -> bool:
+        """Write releases, all or none, before they happen; True when they were new.
+
+        budgets: epsilon at `delta` for each unit that is charged, for the whole life of the device.
 
         | case | result |
         |---|---|
-        | the budget would be exceeded | BudgetError, nothing written |
-        | `key` was charged before with the same release | False, nothing written |
-        | `key` was charged before with another release | PrivacyError, nothing written |
+        | the budget of any unit would be exceeded, or is not a number | BudgetError, nothing written |
+        | `key` was charged before with the same releases | False, nothing written, whatever the budget |
+        | `key` was charged before with other releases | PrivacyError, nothing written |
+        | no release, or a unit without a budget | PrivacyError, nothing written |
+        | the disk is full, the file locked or read-only | PrivacyError, nothing written |
 
-        A key names one deterministic release (run, round, phase, adapter): answering it again gives away
-        nothing new only because a simulation's seeded noise makes the answer identical. Real devices use
-        fresh keys.
+        An error means that nothing may be released. A key names one deterministic release (run, round, phase,
+        adapter): answering it again gives away nothing new only because a simulation's seeded noise makes the answer
+        identical. Real devices use fresh keys.
         """
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            known = self._read("SELECT release FROM releases WHERE device = ? AND key = ?", device, key)
-            if known:
-                if _release(known[0][0]) != release:
-                    raise PrivacyError(f"ledger key {key!r} was charged with another release; use a fresh key")
-                self._db.execute("ROLLBACK")
-                return False
-            past = self.releases(device)
-            cost = epsilon_of([*past, release], delta=delta)
-            if cost > epsilon * (1 + 1e-6):
-                raise BudgetError(
-                    f"this release would bring the device to epsilon {cost:.3f} at delta {delta:g}; its limit"
-                    f" is {epsilon:.3f}. It goes on ranking and stops training"
-                )
-            self._db.execute(
-                "INSERT INTO releases VALUES (?, ?, ?, ?)",
-                (device, len(past), key, json.dumps(asdict(release))),
-            )
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-        return True
+        units = sorted({release.unit for release in releases})
+        if not units or not set(units) <= set(budgets):
+            raise PrivacyError(f"found releases for units {units}; expected one or more of {sorted(budgets)}")
 
-    def _read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        try:
-            return self._db.execute(query, values).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise _damaged(error) from None
+        def check(past: Sequence[Row]) -> None:
+            known = _releases(past)
+            for unit in units:
+                cost = _price([*known, *releases], unit=unit, delta=delta)
+                if not cost <= budgets[unit] * (1 + TOLERANCE):
+                    raise BudgetError(
+                        f"this release would bring the device to {unit}-level epsilon {cost:.3f} at delta {delta:g};"
+                        f" its limit is {budgets[unit]:.3f}. It goes on ranking and stops training"
+                    )
+
+        entry = {"releases": [asdict(release) for release in releases]}
+        return self._chain.append(device, key=key, entry=entry, check=check)
 
     def close(self) -> None:
-        """Close the file."""
-        self._db.close()
+        """Close the files."""
+        self._chain.close()
 
 
-def _release(text: str) -> Release:
+def read_releases(entry: Mapping[str, Any]) -> list[Release]:
+    """The releases that one entry of a ledger holds; PrivacyError when this version cannot read them."""
     try:
-        return Release(**json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise _damaged(error) from None
+        return [Release(**values) for values in entry["releases"]]
+    except (KeyError, TypeError) as error:
+        raise PrivacyError(
+            f"found a ledger entry without releases that this version can read ({error!r}); training stops;"
+            " use the version that wrote it"
+        ) from None
 
 
-def _damaged(error: Exception) -> PrivacyError:
-    return PrivacyError(f"found a damaged ledger ({error}); training stops without one")
+def _releases(rows: Sequence[Row]) -> list[Release]:
+    return [release for row in rows for release in _parsed(row.text)]
+
+
+@lru_cache(maxsize=4096)  # devices of one simulation are charged the same over and over
+def _parsed(text: str) -> tuple[Release, ...]:
+    return tuple(read_releases(read_entry(text)))
+
+
+def _price(releases: Sequence[Release], *, unit: str, delta: float) -> float:
+    return epsilon_of([release for release in releases if release.unit == unit], delta=delta)

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from flwr.app import RecordDict
 
-from client.device import Device, Limits
+from client.device import Device
+from client.limits import Limits
 from client.store import Role, Row, Store
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY
 from shared.catalogue import Catalogue
 from shared.config import Config, merge
+from shared.noise import Layer, Noise
 from shared.privacy.ledger import Ledger
 from shared.protocol import Manifest, encode_request
 from shared.runtime import Runtime, public_settings, runtime_for
@@ -24,9 +26,18 @@ from shared.schema import EventKind, Item
 ITEMS = 24
 LENGTH = 4
 SHELF = Catalogue(tuple(Item(id=f"i{n}", title=f"Thing {n}", text=f"a thing of group {n % 5}") for n in range(ITEMS)))
-EVENT = {"mode": "event", "trust": "aggregate", "multiplier": 2.0, "clip": 2.0, "quorum": 4}
-OPEN = {"mode": "none", "trust": "aggregate", "multiplier": 0.0, "clip": 2.0, "quorum": 4}
-TRAINING = {"local_steps": 1, "local_learning_rate": 1.0, "window_sample_rate": 1.0, "clip_norm": 2.0}
+EVENT = Noise("event", "aggregate", "device", 4, event=Layer(2.0, 2.0)).to_dict()
+USER = Noise("user", "aggregate", "server", 4, user=Layer(2.0, 2.0), bound=2.0).to_dict()
+BOTH = Noise("both", "aggregate", "server", 4, event=Layer(2.0, 1.0), user=Layer(2.0, 2.0), bound=2.0).to_dict()
+OPEN = Noise("none", "aggregate", "device", 4).to_dict()
+TRAINING = {
+    "local_steps": 1,
+    "local_learning_rate": 1.0,
+    "window_sample_rate": 1.0,
+    "clip_norm": 2.0,
+    "update_clip": 2.0,
+    "quantile_weight": 0.5,
+}
 ANYTHING = Limits("none", "aggregate", epsilon=8.0, delta=1e-5)
 CAREFUL = Limits("event", "aggregate", epsilon=8.0, delta=1e-5)
 

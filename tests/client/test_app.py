@@ -12,7 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client import app as module
 from client.app import app, open_device
-from client.device import Limits
+from client.limits import Limits
 from client.store import Store
 from shared.artifacts import POPULARITY, save_catalogue
 from shared.errors import HomerankError

@@ -116,7 +116,10 @@ def test_keys_only_prints_one_json_object_and_stops(tmp_path: Path, capsys: pyte
         (["join", "nowhere.json", "--home", "h"], "nowhere.json: No such file"),
         (["join", "x"], "Missing option '--home'"),
         (["join", "invitation.json", "--home", "h"], "h: found no history; join with --data FOLDER the first time"),
-        (["join", "invitation.json", "--home", "h", "--privacy", "all"], "'all'; expected one of event, none"),
+        (
+            ["join", "invitation.json", "--home", "h", "--privacy", "all"],
+            "'all'; expected one of event, user, both, none",
+        ),
         (["join", "invitation.json", "--home", "h", "--trust", "me"], "'me'; expected one of aggregate, local"),
         (["join", "invitation.json", "--home", "h", "--delta", "0"], "--delta: found 0.0; expected more than 0"),
         (["join", "invitation.json", "--home", "h", "--data", "d"], "d"),

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from client import device as device_module
 from client import trainer
-from client.device import Limits
+from client.limits import Limits
 from client.store import Role
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY, load_adapter
 from shared.errors import BackboneError, ProtocolError
 from shared.privacy.accounting import Release, gaussian_epsilon
 from shared.protocol import Manifest, decode_reply
+from shared.runtime import runtime_for
 from tests.client.small_device import (
     ANYTHING,
     CAREFUL,
@@ -29,6 +30,7 @@ from tests.client.small_device import (
     ITEMS,
     LENGTH,
     OPEN,
+    SHELF,
     TRAINING,
     Home,
     global_state,
@@ -60,6 +62,11 @@ def answered(reply: RecordDict, manifest: Manifest) -> AdapterState:
     assert dict(reply["config"]) == {**ADDRESS, "phase": manifest.phase}
     assert set(reply["arrays"]) == {"packed"}
     return decode_reply(reply, manifest)
+
+
+def event(**changes: float) -> dict[str, Any]:
+    """EVENT with its layer changed: multiplier, clip."""
+    return {**EVENT, "event": {**EVENT["event"], **changes}}
 
 
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,10 +140,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], Limits, str]] = {
     "popularity of another length": ("train", {"state": {POPULARITY: np.ones(3)}}, CAREFUL, "bad-message"),
     "no noise plan": ("train", {"noise": None}, CAREFUL, "bad-message"),
     "a noise plan that is text": ("popularity", {"noise": "a lot"}, CAREFUL, "bad-message"),
-    "no noise multiplier": ("validate", {"noise": {**EVENT, "multiplier": 0.0}}, CAREFUL, "bad-message"),
-    "a negative noise multiplier": ("train", {"noise": {**EVENT, "multiplier": -2.0}}, CAREFUL, "bad-message"),
+    "no noise multiplier": ("validate", {"noise": event(multiplier=0.0)}, CAREFUL, "bad-message"),
+    "a negative noise multiplier": ("train", {"noise": event(multiplier=-2.0)}, CAREFUL, "bad-message"),
     "a quorum of nobody": ("popularity", {"noise": {**EVENT, "quorum": 0}}, CAREFUL, "bad-message"),
-    "an unknown mode": ("train", {"noise": {**EVENT, "mode": "user"}}, CAREFUL, "bad-message"),
+    "an unknown mode": ("train", {"noise": {**EVENT, "mode": "house"}}, CAREFUL, "bad-message"),
+    "a mode without its layer": ("train", {"noise": {**EVENT, "mode": "user"}}, CAREFUL, "bad-message"),
     "an unknown trust": ("train", {"noise": {**EVENT, "trust": "me"}}, CAREFUL, "bad-message"),
     "no training plan": ("train", {"training": None}, CAREFUL, "bad-message"),
     "no local step": ("train", {"training": {**TRAINING, "local_steps": 0}}, CAREFUL, "bad-message"),
@@ -203,6 +211,8 @@ def test_another_schema_is_told_apart() -> None:
     ("found", "hostile"),
     [
         ('"clip": 2.0', '"clip": 1e999'),
+        ('"scale": 0.0', '"scale": 1e999'),
+        ('"user_steps": 0', '"user_steps": 1e999'),
         ('"multiplier": 2.0', '"multiplier": 1e999'),
         ('"quorum": 4', '"quorum": 1e999'),
         ('"local_steps": 1', '"local_steps": 1e999'),
@@ -242,7 +252,7 @@ ERRORS = [
     ("phase", "inside"),
     [
         ("train", "client.trainer.train_locally"),
-        ("popularity", "client.trainer.noisy_popularity"),
+        ("popularity", "client.trainer.clipped_popularity"),
         ("validate", "client.device.score_catalogue"),
         ("train", "client.store.Store.history"),
         ("train", "client.device.runtime_from_settings"),
@@ -277,7 +287,7 @@ def test_a_reply_of_the_wrong_form_does_not_leave(monkeypatch: pytest.MonkeyPatc
     ("phase", "inside"),
     [
         ("train", "client.trainer.train_locally"),
-        ("popularity", "client.trainer.noisy_popularity"),
+        ("popularity", "client.trainer.clipped_popularity"),
         ("validate", "client.trainer.gaussian"),
     ],
 )
@@ -328,12 +338,19 @@ def test_a_simulated_device_gives_the_same_answer_again_and_is_charged_once(phas
 def test_a_device_stops_at_its_own_limit_and_goes_on_ranking() -> None:
     """Two Gaussian releases at z = 1.5 cost epsilon 4.09 at delta 1e-5 (mu = .943), a third would make it 5.17."""
     home = Home(seed=None, limits=Limits("event", "aggregate", epsilon=4.5, delta=1e-5))
-    _, content = question("train", noise={**EVENT, "multiplier": 1.5})
+    _, content = question("train", noise=event(multiplier=1.5))
     codes = [home.device.answer(content)["config"].get("refusal") for _ in range(4)]
     assert codes == [None, None, "budget", "budget"]
     assert home.charges == ["train", "train"]
-    assert home.ledger.spent(0, delta=1e-5) == pytest.approx(gaussian_epsilon(2**0.5 / 1.5, delta=1e-5))
+    assert home.ledger.spent(0, unit="event", delta=1e-5) == pytest.approx(gaussian_epsilon(2**0.5 / 1.5, delta=1e-5))
     assert len(home.device.recommend(tiny_runtime(), k=3)) == 3
+
+
+def test_a_device_that_ranks_before_its_first_message_still_trains() -> None:
+    home, model = Home(limits=ANYTHING), {"gamma": 3.25}
+    home.device.recommend(runtime_for(tiny_config(**model), SHELF), k=3)
+    manifest, content = question("train", model=model, noise=OPEN)
+    assert answered(home.device.answer(content), manifest).norm() > 0
 
 
 # --- what the answers say ----------------------------------------------------------------------------------
@@ -349,7 +366,7 @@ def test_one_more_window_moves_the_counts_by_at_most_the_clip(
 ) -> None:
     quiet(monkeypatch)
     clip = 1.5
-    manifest, content = question("popularity", noise={**EVENT, "clip": clip})
+    manifest, content = question("popularity", noise=event(clip=clip))
     whole = events[: len(events) // LENGTH * LENGTH]
     before, after = (
         answered(Home(events=rows(items)).device.answer(content), manifest).pack() for items in (whole, whole + window)
@@ -419,8 +436,20 @@ def test_noise_in_the_comparison_covers_its_whole_range(monkeypatch: pytest.Monk
         return np.zeros(count)
 
     monkeypatch.setattr(trainer, "gaussian", note)
-    Home().device.answer(question("validate", noise={**EVENT, "clip": 1e-9})[1])
+    Home().device.answer(question("validate", noise=event(clip=1.0))[1])
     assert asked == [1.0]
+
+
+def test_a_server_that_noises_a_smaller_range_gets_a_smaller_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger is charged for z; so the answers of any two histories must lie within the clip that z goes with."""
+    quiet(monkeypatch)
+    answers = []
+    for gain in (1.0, -1.0):
+        ndcgs = iter([gain, 0.0])
+        monkeypatch.setattr(device_module, "ndcg", lambda ranks, k, ndcgs=ndcgs: np.array([next(ndcgs)]))
+        manifest, content = question("validate", noise=event(clip=1e-3))
+        answers.append(float(answered(Home().device.answer(content), manifest).pack()[0]))
+    assert abs(answers[0] - answers[1]) <= 1e-3 * (1 + 1e-6)
 
 
 def test_the_held_out_event_and_what_follows_it_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

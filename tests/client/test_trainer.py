@@ -15,7 +15,7 @@ from opacus.grad_sample import GradSampleHooks
 from scipy import stats
 
 from client import trainer
-from client.trainer import Step, gaussian, make_generator, noisy_popularity, train_locally
+from client.trainer import Step, clipped_popularity, gaussian, make_generator, train_locally
 from shared.adapter import AdapterState
 from shared.backbone import frozen_digest
 from shared.config import Lora
@@ -382,12 +382,12 @@ def test_the_operating_system_fills_the_whole_state_of_the_generator() -> None:
 def test_popularity_by_hand() -> None:
     """Counts (2, 0, 1) have norm sqrt 5; (0, 1, 0) is within the clip of 1 and stays."""
     windows = [np.array([0, 2, 0]), np.array([1]), np.array([], dtype=np.int64)]
-    exact = noisy_popularity(windows, count=3, clip=math.inf, noise_std=0.0, seed=None)
+    exact = clipped_popularity(windows, count=3, clip=math.inf)
     assert exact.tolist() == [2.0, 1.0, 1.0]
     assert exact.dtype == np.float32
-    clipped = noisy_popularity(windows, count=3, clip=1.0, noise_std=0.0, seed=None)
+    clipped = clipped_popularity(windows, count=3, clip=1.0)
     np.testing.assert_allclose(clipped, [2 / math.sqrt(5), 1.0, 1 / math.sqrt(5)], rtol=1e-6)
-    assert noisy_popularity([], count=3, clip=1.0, noise_std=0.0, seed=None).tolist() == [0.0] * 3
+    assert clipped_popularity([], count=3, clip=1.0).tolist() == [0.0] * 3
 
 
 baskets = st.lists(st.integers(0, 9), max_size=30).map(lambda items: np.array(items, dtype=np.int64))
@@ -397,15 +397,13 @@ baskets = st.lists(st.integers(0, 9), max_size=30).map(lambda items: np.array(it
 def test_one_window_changes_popularity_by_at_most_the_clip(
     windows: list[np.ndarray], more: np.ndarray, clip: float
 ) -> None:
-    counts = [
-        noisy_popularity(rows, count=10, clip=clip, noise_std=0.0, seed=None).astype(np.float64)
-        for rows in (windows, [*windows, more])
-    ]
+    counts = [clipped_popularity(rows, count=10, clip=clip).astype(np.float64) for rows in (windows, [*windows, more])]
     assert np.linalg.norm(counts[1] - counts[0]) <= clip * (1 + 1e-5)
 
 
-def test_noise_of_popularity_has_the_asked_standard_deviation() -> None:
-    draws = noisy_popularity([], count=20_000, clip=1.0, noise_std=3.0, seed=4) / 3.0
+def test_gaussian_noise_has_the_asked_standard_deviation() -> None:
+    draws = gaussian(20_000, std=3.0, seed=4) / 3.0
+    assert draws.dtype == np.float64
     assert stats.kstest(draws, "norm").pvalue > 0.001
     assert np.array_equal(gaussian(5, std=2.0, seed=1), gaussian(5, std=2.0, seed=1))
     assert not np.array_equal(gaussian(5, std=2.0, seed=None), gaussian(5, std=2.0, seed=None))

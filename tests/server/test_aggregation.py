@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.aggregation import add_up, combine, trained_names
+from server.aggregation import Aggregator, mean_of, trained_names
 from shared.adapter import AdapterState
 from shared.config_rules import AGGREGATIONS
 from shared.errors import AdapterError, ConfigError
@@ -44,10 +44,12 @@ def updates(rule: str, *, round_number: int, count: int) -> list[AdapterState]:
 
 
 def mean(replies: Iterable[AdapterState], *, planned: int) -> AdapterState:
-    """`combine` of at least one reply."""
-    combined = combine(replies, planned=planned)
-    assert combined is not None
-    return combined
+    """The mean that a round of at least one reply releases, without noise."""
+    first, *others = replies
+    aggregator = Aggregator(first.shapes)
+    total = aggregator.add_up(iter([first, *others]))
+    assert total is not None
+    return mean_of(aggregator.release(total, np.random.default_rng(0)), planned=planned)
 
 
 # --- what every rule must do -------------------------------------------------------------------------------
@@ -94,17 +96,16 @@ def test_another_shape_or_name_is_refused(rule: str, round_number: int) -> None:
     for odd in (broadcastable, renamed, missing, flat):
         for pair in ([reply, odd], [odd, reply]):
             if odd.shapes != reply.shapes:
-                with pytest.raises(AdapterError, match="different names or shapes"):
-                    combine(pair, planned=2)
+                with pytest.raises(AdapterError, match="other names or shapes"):
+                    Aggregator(reply.shapes).add_up(pair)
 
 
 @every_rule
 def test_no_reply_is_no_update_and_nobody_planned_is_refused(rule: str) -> None:
     replies = updates(rule, round_number=1, count=3)
-    assert add_up([]) is None
-    assert combine([], planned=3) is None
+    assert Aggregator(replies[0].shapes).add_up([]) is None
     with pytest.raises(AdapterError, match="found a planned cohort of 0"):
-        combine(replies, planned=0)
+        mean(replies, planned=0)
 
 
 @every_rule
@@ -118,9 +119,9 @@ def test_a_larger_poisson_cohort_still_divides_by_the_planned_number(rule: str, 
 def test_a_sum_is_accumulated_in_double_precision() -> None:
     """In float32, 1e8 + 1 is 1e8; the small parts must not be lost on the way."""
     parts = [AdapterState({"w": np.array([value], dtype=np.float32)}) for value in (1e8, *[1.0] * 100, -1e8)]
-    total = add_up(parts)
+    total = Aggregator({"w": (1,)}).add_up(parts)
     assert total is not None
-    assert total.arrays["w"].tolist() == [100.0]
+    assert total.tolist() == [100.0]
 
 
 @every_rule

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from server.checkpoint import ServerState
+from server import checkpoint
+from server.checkpoint import ServerState, whole_rows
 from server.optimiser import ServerOptimiser
 from shared import artifacts
 from shared.adapter import AdapterState
 from shared.artifacts import load_arrays, save_arrays
 from shared.errors import RunError
+from shared.privacy.chain import Head
 
 SHAPES = {"q.lora_A.weight": (2, 3), "q.lora_B.weight": (3, 2), "gamma.weight": (1,)}
 
@@ -35,6 +38,9 @@ def advanced() -> ServerState:
     state.round, state.popularity = 7, np.arange(4, dtype=np.float32)
     state.averaged, state.averaged_rounds = adapter(3), 2
     state.outcome = {"shipped": "start", "gain": None, "reason": "so that"}
+    state.population, state.clip, state.head = 40, 0.1 + 0.2, Head(3, "ab" * 32)
+    state.noises = [np.random.default_rng(number).normal(size=3) for number in range(12)]
+    state.row = {"phase": "train", "round": 7, "refused": {"late": 1}}
     return state
 
 
@@ -47,6 +53,11 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert loaded.averaged == state.averaged
     assert np.array_equal(loaded.popularity, state.popularity)
     assert (loaded.round, loaded.averaged_rounds, loaded.outcome) == (7, 2, state.outcome)
+    assert (loaded.population, loaded.clip, loaded.head, loaded.row) == (40, 0.1 + 0.2, state.head, state.row)
+    assert [noise.tolist() for noise in loaded.noises] == [
+        noise.tolist() for noise in state.noises
+    ]  # every bit, in order
+    assert all(noise.dtype == np.float64 for noise in loaded.noises)
     assert loaded.optimiser.steps == {"gamma.weight": 2, "q.lora_A.weight": 1, "q.lora_B.weight": 1}
     update = adapter(5)
     assert loaded.optimiser.apply(loaded.adapter, update) == state.optimiser.apply(state.adapter, update)
@@ -57,6 +68,29 @@ def test_a_state_before_the_first_round_comes_back(tmp_path: Path) -> None:
     loaded = ServerState.load(tmp_path / "c.safetensors", fresh=fresh())
     assert (loaded.popularity, loaded.averaged, loaded.round, loaded.outcome) == (None, None, 0, {})
     assert loaded.adapter == adapter(0)
+    assert (loaded.population, loaded.clip, loaded.head, loaded.noises, loaded.row) == (0, 1.0, None, [], {})
+
+
+def test_the_rows_of_a_run_end_with_that_of_the_checkpoint(tmp_path: Path) -> None:
+    """A crash between checkpoint and row left it out, in whole or in part, or came after it."""
+    state, path = advanced(), tmp_path / "metrics.jsonl"
+    before, row = json.dumps({"phase": "train", "round": 6}) + "\n", json.dumps(state.row) + "\n"
+    for left in ("", row[:10], row):
+        path.write_text(before + left)
+        state.restore_row(tmp_path)
+        assert path.read_text() == before + row
+    path.unlink()
+    state.restore_row(tmp_path)
+    assert whole_rows(path) == [state.row]
+
+
+def test_a_checkpoint_of_another_schema_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.safetensors"
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SCHEMA", 99)
+    advanced().save(path)
+    monkeypatch.undo()
+    with pytest.raises(RunError, match="it is of schema 99, this version reads"):
+        ServerState.load(path, fresh=fresh())
 
 
 def test_a_crash_while_writing_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +102,7 @@ def test_a_crash_while_writing_leaves_the_previous_checkpoint(tmp_path: Path, mo
         raise OSError("no space left on device")
 
     monkeypatch.setattr(artifacts.os, "fsync", crash)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(RunError, match="no space left on device"):
         fresh().save(path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors"]

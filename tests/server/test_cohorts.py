@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.cohorts import cohort_size, participation_cap, sample_cohort
+from server.cohorts import cohort_size, participation_cap, rounds_per_pass, sample_cohort
 from shared.config import Federation
 
 
@@ -55,7 +55,7 @@ def test_two_passes_have_different_orders_and_everybody_gets_a_turn() -> None:
     assert asked[:4] != asked[4:]
 
 
-@pytest.mark.parametrize("sampling", ["shuffled", "poisson"])
+@pytest.mark.parametrize("sampling", ["shuffled", "cyclic", "poisson"])
 def test_a_cohort_depends_on_seed_and_round_and_not_on_the_order_of_nodes(sampling: str) -> None:
     federation, nodes = plan(rounds=20, cohort=10, sampling=sampling), list(range(50))
     first = sample_cohort(federation, nodes=nodes, round_number=3, seed=1)
@@ -85,3 +85,18 @@ def test_poisson_joins_each_device_independently_with_rate_k_over_n() -> None:
 def test_the_poisson_cap_leaves_room_for_luck_but_never_exceeds_the_rounds() -> None:
     assert participation_cap(plan(rounds=10, cohort=10, sampling="poisson"), 10) == 10
     assert participation_cap(plan(rounds=100, cohort=10, sampling="poisson"), 100) == 20  # 10 + 3 sqrt 10
+
+
+@given(rounds=st.integers(1, 40), cohort=st.integers(1, 30), devices=st.integers(1, 40), seed=st.integers(0, 2**32))
+def test_cyclic_asks_everybody_again_after_exactly_one_pass(rounds: int, cohort: int, devices: int, seed: int) -> None:
+    """Correlated noise rests on it: whoever takes part stays away for the rest of a pass."""
+    federation = plan(rounds=rounds, cohort=cohort, sampling="cyclic")
+    asked = cohorts(federation, devices=devices, seed=seed)
+    away = rounds_per_pass(federation, devices)
+    assert away == devices // min(cohort, devices)
+    assert all(asked[number] == asked[number + away] for number in range(rounds - away))
+    for first in range(rounds):
+        for second in range(first + 1, min(rounds, first + away)):
+            assert not set(asked[first]) & set(asked[second])
+    counts = Counter(node for nodes in asked for node in nodes)
+    assert max(counts.values()) <= participation_cap(federation, devices)

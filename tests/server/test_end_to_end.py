@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.device import Device, Limits
+from client.device import Device
+from client.limits import Limits
 from client.store import Store
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY, load_adapter, load_catalogue

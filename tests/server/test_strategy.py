@@ -13,16 +13,21 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from client.app import app as client_app
+from server import shipping
 from server import strategy as strategy_module
+from server.budget import plan_budget
 from server.checkpoint import ServerState
-from server.cohorts import participation_cap, sample_cohort
+from server.cohorts import sample_cohort
+from server.ledger import ServerLedger
 from server.strategy import Strategy
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY, load_adapter, load_arrays
 from shared.config import Config
 from shared.errors import RunError
-from shared.privacy.accounting import plan_noise
+from shared.noise import MODES
 from shared.privacy.ledger import Ledger
+from shared.privacy.plan import NoisePlan
+from shared.privacy.statement import BANNER
 from shared.protocol import Manifest
 from shared.runtime import _runtime, runtime_for
 from simulations.engines import InlineGrid
@@ -32,6 +37,7 @@ from tests.simulations.tiny_runs import tiny_config, write_data
 USERS = 6
 SMALL = ("federation.cohort=4", "federation.rounds=2", "federation.quorum=0.5", "evaluation.every=0")
 PRIVATE = ("privacy.mode=event", "training.clip_norm=0.5")
+CORRELATED = ("federation.aggregation=ffa", "privacy.noise_bands=2")
 
 #: What happens to a reply: (question, node, reply) to the reply that arrives.
 Fault = Callable[[Manifest, int, Message], Message]
@@ -108,7 +114,8 @@ def start_run(folder: Path, data: Path, *settings: str) -> RunFolder:
 
 
 def strategy(run: RunFolder, **options: Any) -> Strategy:
-    return Strategy(run.config, run.catalogue, folder=run.path, **options)
+    ledger = ServerLedger(run.path / "server-ledger.sqlite", durable=False)
+    return Strategy(run.config, run.catalogue, folder=run.path, ledger=ledger, **options)
 
 
 def result(run: RunFolder) -> AdapterState:
@@ -335,9 +342,11 @@ def crash_around(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None
     [
         ("federation.average_last=0.6", "training.window_sample_rate=0.5"),
         ("privacy.mode=event", "federation.server_optimizer=sgd"),
+        ("privacy.mode=user", "privacy.clip_quantile=0.5"),
+        ("privacy.mode=user", "federation.sampling=cyclic", "federation.cohort=2", *CORRELATED),
         ("federation.sampling=poisson", "federation.cohort=3"),
     ],
-    ids=["averaged", "private", "poisson"],
+    ids=["averaged", "private", "adaptive", "correlated", "poisson"],
 )
 def test_a_run_that_dies_at_every_message_and_every_save_ends_like_one_that_does_not(
     settings: tuple[str, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -347,7 +356,7 @@ def test_a_run_that_dies_at_every_message_and_every_save_ends_like_one_that_does
     strategy(whole).run(network(whole))
     app, deaths = CrashingApp(), 0
     crash_around(monkeypatch, ServerState, "save")
-    crash_around(monkeypatch, strategy_module, "save_adapter")
+    crash_around(monkeypatch, shipping, "save_adapter")
     for _ in range(400):
         try:
             grid = InlineGrid(app, devices=USERS, run_config={"out": str(broken.path)})  # type: ignore[arg-type]
@@ -387,7 +396,7 @@ def test_another_configuration_does_not_continue_a_run(data: Path, tmp_path: Pat
     strategy(run).run(network(run))
     other = tiny_config(data, *SMALL, "lora.rank=2")
     with pytest.raises(RunError, match="other names or shapes"):
-        Strategy(other, run.catalogue, folder=run.path)
+        Strategy(other, run.catalogue, folder=run.path, ledger=ServerLedger(":memory:"))
 
 
 # --- what is shipped ---------------------------------------------------------------------------------------
@@ -452,7 +461,7 @@ def test_an_adapter_that_ranks_no_better_than_the_start_is_not_shipped(
     assert popularity.argmax() == 0
     assert float(adapter.arrays["beta.weight"][0]) == (beta + move if shipped == "adapter" else beta)
     assert (adapter == server.runtime.start) == (shipped == "start")
-    assert (server.state.adapter == server.runtime.start) == (shipped == "start")
+    assert (server.state.shipped(server.runtime.start) == server.runtime.start) == (shipped == "start")
     assert float(result(run).arrays["beta.weight"][0]) == beta + move
 
 
@@ -479,7 +488,8 @@ def test_a_gain_within_the_noise_of_the_comparison_does_not_ship(
     monkeypatch.setattr("client.trainer.gaussian", lambda count, *, std, seed: np.full(count, 3 * std))
     server.run(network(run, moving_beta(1000.0)))
     outcome = load_adapter(run.path / "adapter")[2]["outcome"]
-    plan = plan_of(run)
+    plan = plan_of(run).event
+    assert plan is not None
     assert outcome["noise"] == pytest.approx(2 * plan.validate * math.sqrt(6 / 3) / 6)
     assert outcome["gain"] > 1.645 * outcome["noise"] > 1  # every device drew three deviations
     assert outcome["shipped"] == "start"
@@ -488,7 +498,7 @@ def test_a_gain_within_the_noise_of_the_comparison_does_not_ship(
 def test_delivery_is_offered_to_every_device_and_recorded(data: Path, tmp_path: Path) -> None:
     """Virtual devices take no deliveries; real ones do, in the end-to-end test."""
     run = start_run(tmp_path, data)
-    strategy(run, deliver=True).run(network(run))
+    strategy(run, deployment=True).run(network(run))
     assert [(row["asked"], row["accepted"], row["refused"]) for row in rows(run, "install")] == [
         (6, 0, {"bad-message": 6})
     ]
@@ -504,55 +514,70 @@ def test_the_average_of_the_last_rounds_is_the_result(data: Path, tmp_path: Path
 # --- privacy -----------------------------------------------------------------------------------------------
 
 
-def plan_of(run: RunFolder) -> Any:
-    config = run.config
-    return plan_noise(
-        config.privacy,
-        participations=participation_cap(config.federation, run.devices),
-        local_steps=config.training.local_steps,
-        sample_rate=config.training.window_sample_rate,
-    )
+def plan_of(run: RunFolder) -> NoisePlan:
+    plan = plan_budget(run.config, run.devices)
+    assert plan is not None
+    return plan
 
 
-@pytest.mark.parametrize("trust", ["aggregate", "local"])
-def test_no_device_is_charged_more_than_planned_and_the_statement_says_what_the_plan_does(
-    trust: str, data: Path, tmp_path: Path
+WAYS = [(mode, trust) for mode in ("event", "user", "both") for trust in ("aggregate", "local")]
+
+
+@pytest.mark.parametrize(("mode", "trust"), WAYS)
+def test_no_device_is_charged_more_than_planned_and_the_statement_says_what_the_ledger_does(
+    mode: str, trust: str, data: Path, tmp_path: Path
 ) -> None:
-    run = start_run(tmp_path, data, *PRIVATE, f"privacy.trust={trust}", "federation.rounds=5", "federation.cohort=2")
+    private = ("training.clip_norm=0.5", f"privacy.mode={mode}", f"privacy.trust={trust}", "privacy.user_clip=0.7")
+    run = start_run(tmp_path, data, *private, "federation.rounds=5", "federation.cohort=2")
     strategy(run).run(network(run))
     plan = plan_of(run)
     assert plan.participations == 2
-    assert 7.99 < plan.epsilon <= 8.0
     ledger = Ledger(run.path / "ledger.sqlite", durable=False)
     assert ledger.devices() == list(range(USERS))
-    for device in range(USERS):
-        releases = ledger.releases(device)
-        trained = [release for release in releases if release.phase == "train"]
-        assert 1 <= len(trained) <= plan.participations
-        assert [release.phase for release in releases] == ["popularity", *["train"] * len(trained), "validate"]
-        assert {release.noise_multiplier for release in trained} == {plan.train}
-        assert releases[0].noise_multiplier == plan.popularity
-        assert releases[-1].noise_multiplier == plan.validate
-        assert ledger.spent(device, delta=1e-5) <= plan.epsilon * (1 + 1e-9)
-    assert max(ledger.spent(device, delta=1e-5) for device in range(USERS)) == pytest.approx(plan.epsilon, rel=1e-3)
-    assert all(row["refused"] == {} for row in run.rows())
-
     facts = json.loads((run.path / "adapter" / "privacy.json").read_text())
-    assert facts["noise_multipliers"] == {
-        "popularity": plan.popularity,
-        "train": plan.train,
-        "validate": plan.validate,
-    }
-    assert (facts["epsilon"], facts["delta"], facts["trust"]) == (plan.epsilon, 1e-5, trust)
-    assert (facts["participation_cap"], facts["devices"], facts["clip_norm"]) == (2, USERS, 0.5)
+    assert set(facts["layers"]) == set(MODES[mode])
+    for unit in MODES[mode]:
+        planned = getattr(plan, unit)
+        for device in range(USERS):
+            releases = [release for release in ledger.releases(device) if release.unit == unit]
+            trained = [release for release in releases if release.phase == "train"]
+            assert 1 <= len(trained) <= plan.participations
+            assert [release.phase for release in releases] == ["popularity", *["train"] * len(trained), "validate"]
+            for release in releases:  # with two units the noise is that of the one that needs more
+                asked = getattr(planned, release.phase)
+                assert release.noise_multiplier >= asked * (1 - 1e-9)
+                if mode != "both":
+                    assert release.noise_multiplier == pytest.approx(asked)
+            assert ledger.spent(device, unit=unit, delta=1e-5) <= 8.0 * (1 + 1e-6)
+        most = max(ledger.spent(device, unit=unit, delta=1e-5) for device in range(USERS))
+        stated = facts["layers"][unit]
+        assert stated["epsilon"] == pytest.approx(most, rel=1e-6)
+        assert stated["clip"] == {"event": 0.5, "user": 0.7}[unit]
+        if mode != "both":
+            assert most == pytest.approx(8.0, rel=1e-3)
+            assert stated["noise_multipliers"] == pytest.approx(
+                {phase: getattr(planned, phase) for phase in ("popularity", "train", "validate")}
+            )
+    assert all(row["refused"] == {} for row in run.rows())
+    assert (facts["delta"], facts["trust"], facts["participation_cap"], facts["devices"]) == (1e-5, trust, 2, USERS)
 
 
-@pytest.mark.parametrize(("trust", "factor"), [("aggregate", math.sqrt(4 / 2)), ("local", 2.0)])
+#: (mode, trust): standard deviation of the sum of four replies, quorum two, in units of z C.
+SUMS = {
+    ("event", "aggregate"): math.sqrt(4 / 2),
+    ("event", "local"): 2.0,
+    ("user", "aggregate"): 1.0,
+    ("user", "local"): 2.0,
+}
+
+
+@pytest.mark.parametrize(("mode", "trust"), SUMS)
 def test_the_noise_in_the_sum_is_the_planned_noise(
-    trust: str, factor: float, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: str, trust: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Devices without events send noise only. Four replies, quorum two: z C sqrt(4 / 2), or z C sqrt(4) if local."""
-    run = start_run(tmp_path, data, *PRIVATE, *PLAIN_SUM, f"privacy.trust={trust}", "federation.aggregation=fedit")
+    """Devices without events send noise only."""
+    private = (f"privacy.mode={mode}", "training.clip_norm=0.5", "privacy.user_clip=0.5", f"privacy.trust={trust}")
+    run = start_run(tmp_path, data, *private, *PLAIN_SUM, "federation.aggregation=fedit")
     run.store().replace([])
     released: list[tuple[np.ndarray, float]] = []
 
@@ -563,15 +588,15 @@ def test_the_noise_in_the_sum_is_the_planned_noise(
     monkeypatch.setattr(strategy_module, "log_popularity", note)
     server = strategy(run)
     server.run(network(run))
-    plan = plan_of(run)
+    layer = getattr(plan_of(run), mode)
     noise = (result(run).select(list(server.runtime.start)) - server.runtime.start).pack() * 4  # the sum over K = 4
-    expected = plan.train * 0.5 * factor
+    expected = layer.train * 0.5 * SUMS[mode, trust]
     assert noise.size > 1000
     assert noise.std() == pytest.approx(expected, rel=4 / math.sqrt(2 * noise.size))
     assert abs(noise.mean()) < 4 * expected / math.sqrt(noise.size)
     counts, stated = released[0]
-    shares = math.sqrt(6 / 3) if trust == "aggregate" else math.sqrt(6)
-    assert stated == pytest.approx(plan.popularity * math.sqrt(8) * shares)  # clip: sqrt of 8 events in a window
+    in_all = {"event": math.sqrt(6 / 3), "user": 1.0}[mode] if trust == "aggregate" else math.sqrt(6)
+    assert stated == pytest.approx(layer.popularity * math.sqrt(8) * in_all)  # clip: sqrt of 8 events in a window
     assert counts.std() == pytest.approx(stated, rel=4 / math.sqrt(2 * len(counts)))
 
 
@@ -579,9 +604,9 @@ def test_without_privacy_the_statement_says_so_and_no_ledger_is_charged(data: Pa
     run = start_run(tmp_path, data)
     strategy(run).run(network(run))
     facts = json.loads((run.path / "adapter" / "privacy.json").read_text())
-    assert facts["mode"] == "none"
-    assert "epsilon" not in facts
+    assert facts == {"mode": "none", "statement": BANNER}
     assert ledgers(run) == [[]] * USERS
+    assert ServerLedger(run.path / "server-ledger.sqlite", durable=False).entries() == []
 
 
 # --- one model in memory -----------------------------------------------------------------------------------

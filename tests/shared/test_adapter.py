@@ -130,3 +130,34 @@ def test_an_empty_state_packs_to_nothing() -> None:
 def test_finite_means_every_entry(bad: float) -> None:
     assert state(a=[1.0], b=[0.0]).is_finite()
     assert not state(a=[1.0], b=[0.0, bad]).is_finite()
+
+
+@settings(max_examples=60)
+@given(states(), st.floats(1e-3, 1e5))
+def test_clipping_scales_to_the_bound_and_leaves_what_is_within(a: AdapterState, bound: float) -> None:
+    clipped = a.clipped(bound)
+    assert clipped.norm() <= bound * (1 + 1e-6)
+    if a.norm() <= bound:
+        assert clipped == a
+    else:
+        assert clipped.norm() == pytest.approx(bound, rel=1e-5)
+        assert close(clipped * (a.norm() / bound), a, tolerance=1e-2)
+
+
+@settings(max_examples=60)
+@given(states(), states(), st.floats(1e-2, 1e4))
+def test_clipping_never_moves_two_states_apart(a: AdapterState, b: AdapterState, bound: float) -> None:
+    """So an event that moves an update by at most C moves the clipped update by at most C."""
+    assert (a.clipped(bound) - b.clipped(bound)).norm() <= (a - b).norm() + 1e-5 * bound
+
+
+def test_clipping_by_hand() -> None:
+    assert state(w=[3.0, 4.0]).clipped(2.5).pack().tolist() == [1.5, 2.0]
+    assert state(w=[3.0, 4.0]).clipped(5.0) == state(w=[3.0, 4.0])
+    assert state(w=[3.0, 4.0]).clipped(math.inf) == state(w=[3.0, 4.0])
+    assert state(w=[0.0]).clipped(1e-9) == state(w=[0.0])
+
+
+def test_length_is_the_size_of_a_state_of_these_shapes() -> None:
+    assert AdapterState.length(SHAPES) == 6 + 4 + 2 + 1
+    assert AdapterState.length({}) == 0

@@ -15,6 +15,7 @@ import pytest
 
 from shared.artifacts import load_adapter, load_arrays
 from shared.config import load_config
+from shared.noise import MODES
 from shared.privacy.ledger import Ledger
 from tests.simulations.tiny_runs import invoke, same, tiny_config, tiny_options, train_inline
 
@@ -76,7 +77,8 @@ def test_a_run_leaves_what_it_promises(finished: Path, tiny_data: Path) -> None:
         "projections.safetensors",
     }
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["phase"], row["round"]) for row in rows] == [("train", 1), ("train", 2), ("train", 3), ("validate", 3)]
+    phases = [("popularity", 0), ("train", 1), ("train", 2), ("train", 3), ("validate", 3)]
+    assert [(row["phase"], row["round"]) for row in rows] == phases
     assert "<svg" in (finished / "report.html").read_text()
     assert load_config(finished / "config.toml").data.source == str(tiny_data)
     load_adapter(finished / "adapter")
@@ -93,21 +95,26 @@ def test_the_table_ends_with_the_path_of_the_report(
 
 
 @pytest.mark.parametrize("trust", ["aggregate", "local"])
+@pytest.mark.parametrize("mode", ["event", "user", "both"])
 def test_a_private_run_stays_within_its_epsilon(
-    tmp_path: Path, tiny_data: Path, trust: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_data: Path, mode: str, trust: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    options = ("--privacy", "event", "--trust", trust, "--epsilon", "4", "--delta", "1e-6")
+    options = ("--privacy", mode, "--trust", trust, "--epsilon", "4", "--delta", "1e-6")
     assert invoke(*tiny_options(tiny_data, out), *options, "--json") == 0
     privacy = json.loads(capsys.readouterr().out)["privacy"]
-    assert (privacy["mode"], privacy["trust"], privacy["delta"]) == ("event", trust, 1e-6)
-    assert privacy["epsilon"] == pytest.approx(4, rel=1e-3)
-    assert "4" in privacy["statement"]
+    assert (privacy["mode"], privacy["trust"], privacy["delta"]) == (mode, trust, 1e-6)
     ledger = Ledger(out / "ledger.sqlite")
-    spent = [ledger.spent(device, delta=1e-6) for device in range(12)]
+    spent = {unit: [ledger.spent(device, unit=unit, delta=1e-6) for device in range(12)] for unit in MODES[mode]}
     ledger.close()
-    assert 0 < max(spent) <= 4 * (1 + 1e-6)
-    assert privacy["spent_max"] == pytest.approx(max(spent))
+    assert set(privacy["layers"]) == set(spent)
+    for unit, layer in privacy["layers"].items():
+        assert 0 < max(spent[unit]) <= 4 * (1 + 1e-6)
+        assert privacy["spent_max"][unit] == pytest.approx(max(spent[unit]))
+        assert layer["epsilon"] == pytest.approx(max(spent[unit]), rel=1e-3)
+        assert f"({layer['epsilon']:.2f}, 1e-06)" in privacy["statement"]
+    if mode != "both":  # with two units, the one that needs less noise has some budget left
+        assert max(spent[mode]) == pytest.approx(4, rel=1e-3)
     assert "ε" in (out / "report.html").read_text()
 
 

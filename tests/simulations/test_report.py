@@ -84,7 +84,7 @@ def make_result(*, mode: str = "event", gain: float = 0.03, low: float = 0.02, h
         "privacy": {
             "mode": mode,
             "trust": "aggregate",
-            "epsilon": 7.5,
+            "layers": {"event": {"epsilon": 7.5, "budget": 8.0}, "user": {"epsilon": 7.0, "budget": 8.0}},
             "delta": 1e-5,
             "statement": "One window.",
         },
@@ -111,7 +111,7 @@ def make_inputs(**options: Any) -> dict[str, Any]:
         "result": make_result(**options),
         "rounds": rounds,
         "curve": [{"round": n, "ndcg@10": 0.06 + n / 200, "hr@10": 0.12 + n / 100} for n in (0, 4, 8)],
-        "spent": [0.0, 3.5, 7.5, 7.5] if options.get("mode") != "none" else [],
+        "spent": {"event": [0.0, 3.5, 7.5, 7.5]} if options.get("mode") != "none" else {},
         "examples": [
             {
                 "user": "17",
@@ -139,7 +139,7 @@ def test_a_private_run_shows_everything(tmp_path: Path) -> None:
         "The adapter was shipped: private validation said so.",
         "ml-1m: 6,040 users, 3,416 items, 999,611 events, leave-one-out",
         "One window.",
-        "Devices by ε spent at δ = 1e-05. Median 5.5, largest 7.5 over 4 devices; 1 were never asked.",
+        "Devices by ε spent per window at δ = 1e-05. Median 5.5, largest 7.5 over 4 devices; 1 were never asked.",
         "accepted 480",
         "refused 2",
         "planned, no reply 30",
@@ -155,6 +155,15 @@ def test_a_private_run_shows_everything(tmp_path: Path) -> None:
     assert len(page.with_class("plot")) == 5
     assert len(page.with_class("bar")) == 3  # 0, 3.5 and 7.5
     assert not page.with_class("banner")
+
+
+def test_two_protected_units_are_drawn_apart(tmp_path: Path) -> None:
+    page = render(tmp_path, make_inputs(mode="both") | {"spent": {"event": [0.5, 7.5], "user": [6.25, 7.0, 7.0]}})
+    assert "Devices by ε spent per window at δ = 1e-05. Median 4, largest 7.5 over 2 devices." in page.text
+    assert "Devices by ε spent per person at δ = 1e-05. Median 7, largest 7 over 3 devices." in page.text
+    assert len(page.with_class("plot")) == 6
+    one = render(tmp_path, make_inputs(mode="both") | {"spent": {"event": [], "user": [7.0]}})
+    assert "per window" not in one.text
 
 
 def test_a_run_without_privacy_carries_a_red_banner(tmp_path: Path) -> None:
@@ -187,7 +196,7 @@ def test_a_missing_part_is_said(tmp_path: Path, missing: str) -> None:
         "examples": "No example recommendations were kept.",
     }
     assert words[missing] not in render(tmp_path, make_inputs()).text
-    assert words[missing] in render(tmp_path, make_inputs() | {missing: []}).text
+    assert words[missing] in render(tmp_path, make_inputs() | {missing: {} if missing == "spent" else []}).text
 
 
 @pytest.mark.parametrize("key", list(make_result()))
@@ -200,7 +209,7 @@ def test_any_part_of_the_result_may_be_missing_or_null(tmp_path: Path, key: str)
 
 
 def test_an_empty_run_still_makes_a_page(tmp_path: Path) -> None:
-    page = render(tmp_path, {"result": {}, "rounds": [], "curve": [], "spent": [], "examples": []})
+    page = render(tmp_path, {"result": {}, "rounds": [], "curve": [], "spent": {}, "examples": []})
     assert "This run holds no comparison of federated training with zero-shot." in page.text
     assert not page.with_class("plot")
 
@@ -219,12 +228,12 @@ def test_odd_numbers_do_not_break_the_plots(tmp_path: Path) -> None:
         },
     ]
     inputs["curve"] = [{"round": 0, "ndcg@10": 0.0, "hr@10": 0.5}, {"round": 1, "ndcg@10": 0.0, "hr@10": 0.5}]
-    inputs["spent"] = [0.0, 0.0]
+    inputs["spent"] = {"event": [0.0, 0.0], "user": [0.0]}
     inputs["examples"][0]["recommended"][0] |= {"parts": {"content": 0.0}, "score": 0.0}
     page = render(tmp_path, inputs)
     assert not re.search(r"\b(nan|inf)\b", page.html)
     assert "planned, no reply 0" in page.text
-    single = render(tmp_path, inputs | {"spent": [2.0], "rounds": inputs["rounds"][:1], "curve": []})
+    single = render(tmp_path, inputs | {"spent": {"user": [2.0]}, "rounds": inputs["rounds"][:1], "curve": []})
     assert not re.search(r"\b(nan|inf)\b", single.html)
 
 
