@@ -2,6 +2,7 @@
 
     python benchmarks/privacy.py ml-1m          none, event 8, user 8, user 2, both
     python benchmarks/privacy.py world 1000 10000 100000      user level 8 and 2 by population
+    python benchmarks/privacy.py correlated 1 5 20            noise anticorrelated over so many rounds, plain SGD
 
 Runs are kept under runs/privacy-NAME; a finished one is read, not repeated. Real data come from
 HOMERANK_DATA when it is set.
@@ -75,14 +76,26 @@ def _world(populations: list[int]) -> None:
             print(row(f"user-{epsilon}", run(f"world-{users}-user-{epsilon}", arguments)), flush=True)
 
 
+def _correlated(bands: list[int], users: int = 2000, rate: float = 0.5) -> None:
+    settings = [f"data.world_users={users}", "federation.sampling=cyclic", "federation.server_optimizer=sgd"]
+    settings += [f"federation.server_learning_rate={rate}", "federation.average_last=0.0"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    for width in bands:
+        arguments = ["--experiment", "world-user", "--cohort", str(users // 20), *options]
+        name = f"bands-{width}"
+        print(row(name, run(f"world-{name}", [*arguments, "--set", f"privacy.noise_bands={width}"])), flush=True)
+
+
 def main(arguments: list[str]) -> None:
     """Run and print."""
-    if not arguments or arguments[0] not in ("ml-1m", "world"):
+    if not arguments or arguments[0] not in ("ml-1m", "world", "correlated"):
         sys.exit(__doc__)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine}\n\n{HEAD}", flush=True)
     if arguments[0] == "ml-1m":
         _movielens(arguments[1:])
+    elif arguments[0] == "correlated":
+        _correlated([int(width) for width in arguments[1:]] or [1, 5, 20])
     else:
         _world([int(users) for users in arguments[1:]] or [1000, 10_000, 100_000])
 
