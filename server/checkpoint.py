@@ -86,7 +86,7 @@ class ServerState:
         write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def save(self, path: Path) -> None:
-        """Write to disk; the previous checkpoint stays until the new one is complete."""
+        """Write to disk, readable by its owner alone; the previous checkpoint stays until the new one is complete."""
         arrays: dict[str, NDArray[Any]] = {f"adapter/{n}": a for n, a in self.adapter.arrays.items()}
         arrays.update({f"optimiser/{name}": array for name, array in self.optimiser.to_arrays().items()})
         if self.popularity is not None:
@@ -107,7 +107,7 @@ class ServerState:
             "row": self.row,
             "schema": CHECKPOINT_SCHEMA,
         }
-        save_arrays(path, arrays, metadata={"state": json.dumps(facts)})
+        save_arrays(path, arrays, metadata={"state": json.dumps(facts)}, private=True)
 
     @classmethod
     def load(cls, path: Path, *, fresh: ServerState) -> ServerState:

@@ -27,15 +27,18 @@ MAX_ADAPTER_BYTES = 2 * 1024**3
 POPULARITY = "popularity"
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file so that a crash leaves the old or the new content, never a part.
 
+    private: readable by its owner alone.
     RunError when it cannot be written; the old content is still there then.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as handle:
+            if private:
+                partial.chmod(0o600)
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
@@ -75,10 +78,16 @@ def load_catalogue(path: Path) -> Catalogue:
         raise CatalogueError(f"{path}: found no usable catalogue ({error}); make the run folder again") from None
 
 
-def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically."""
+def save_arrays(
+    path: Path,
+    arrays: Mapping[str, NDArray[Any]],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    private: bool = False,
+) -> None:
+    """Write a safetensors file atomically. private: readable by its owner alone."""
     ready = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_atomic(path, save(ready, metadata=dict(metadata or {})))
+    write_atomic(path, save(ready, metadata=dict(metadata or {})), private=private)
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:

@@ -190,11 +190,11 @@ class FaultyServer:
         """Inside, some writes of the checkpoint fail for want of space."""
         real = artifacts.write_atomic
 
-        def write(path: Path, data: bytes) -> None:
+        def write(path: Path, data: bytes, *, private: bool = False) -> None:
             checkpoint = path == folder / "checkpoint.safetensors"
             if checkpoint and self._last is not None and self._strikes("disk-full", self._last):
                 raise OSError(errno.ENOSPC, "No space left on device", str(path))
-            real(path, data)
+            real(path, data, private=private)
 
         artifacts.write_atomic = write
         try:

@@ -160,3 +160,20 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     save_arrays(path, dict(adapter(0).arrays), metadata={"format": "pt"})
     with pytest.raises(RunError, match="no usable checkpoint"):
         ServerState.load(path, fresh=fresh())
+
+
+def test_who_takes_part_is_taken_down_once_and_asked_for_again_where_it_matters(tmp_path: Path) -> None:
+    state = fresh()
+    assert state.admit([3, 5, 9], same=True)
+    state.save(tmp_path / "c.safetensors")
+    loaded = ServerState.load(tmp_path / "c.safetensors", fresh=fresh())
+    assert not loaded.admit([3, 5, 9], same=True)
+    assert not loaded.admit([3, 5, 7], same=False)
+    with pytest.raises(RunError, match="correlated noise needs the same ones"):
+        loaded.admit([3, 5, 7], same=True)
+    assert (loaded.population, loaded.members) == (3, state.members)
+
+
+def test_past_noise_is_for_the_owner_of_the_server_alone(tmp_path: Path) -> None:
+    advanced().save(tmp_path / "c.safetensors")
+    assert (tmp_path / "c.safetensors").stat().st_mode & 0o077 == 0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.cohorts import cohort_size, participation_cap, rounds_per_pass, sample_cohort
+from server.cohorts import cohort_size, participation_cap, rounds_per_pass, sample_cohort, survey_cohort
 from shared.config import Federation
 
 
@@ -100,3 +100,20 @@ def test_cyclic_asks_everybody_again_after_exactly_one_pass(rounds: int, cohort:
             assert not set(asked[first]) & set(asked[second])
     counts = Counter(node for nodes in asked for node in nodes)
     assert max(counts.values()) <= participation_cap(federation, devices)
+
+
+@pytest.mark.parametrize(("survey", "asked"), [(0, 40), (40, 40), (50, 40), (7, 7)])
+def test_a_survey_asks_so_many_devices_and_nobody_twice(survey: int, asked: int) -> None:
+    nodes = list(range(100, 140))
+    found = survey_cohort(Federation(survey=survey), nodes=nodes, phase="popularity", seed=1)
+    assert len(set(found)) == len(found) == asked
+    assert set(found) <= set(nodes)
+    assert found == survey_cohort(Federation(survey=survey), nodes=nodes, phase="popularity", seed=1)
+
+
+def test_each_survey_asks_others() -> None:
+    asked = {
+        phase: survey_cohort(Federation(survey=7), nodes=range(40), phase=phase, seed=1)
+        for phase in ("popularity", "validate")
+    }
+    assert set(asked["popularity"]) != set(asked["validate"])

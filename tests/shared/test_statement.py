@@ -196,3 +196,6 @@ def test_earlier_runs_at_the_other_level_do_not_add_to_this_one() -> None:
     layers = privacy_facts(ledger.entries(), run="both")["layers"]
     assert layers["event"]["epsilon_all_runs"] > layers["event"]["epsilon"]
     assert layers["user"]["epsilon_all_runs"] == layers["user"]["epsilon"]
+    statement = privacy_facts(ledger.entries(), run="both")["statement"]
+    assert "1 of them did not protect this unit (user) and is not in it" in statement
+    assert "(event)" not in statement

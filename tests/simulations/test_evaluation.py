@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from client.store import Role
 from server.popularity import log_popularity
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY, load_adapter
+from shared.config import override
 from shared.datasets import load_data, make_split
 from shared.errors import DataError
 from shared.model import IGNORE
@@ -54,6 +56,13 @@ def written(data: Path) -> dict[str, list[str]]:
 
 
 # --- cases -------------------------------------------------------------------------------------------------
+
+
+def test_only_so_many_devices_are_measured_as_are_asked_for(run: RunFolder) -> None:
+    some = replace(run, config=override(run.config, "evaluation.test_users=5"))
+    users = [case.user for case in evaluation.test_cases(some)]
+    assert len(users) == 5
+    assert users == sorted(users) == [case.user for case in evaluation.test_cases(some)]
 
 
 def test_the_history_of_a_test_item_is_everything_before_it(run: RunFolder, tiny_data: Path) -> None:
