@@ -95,6 +95,8 @@ class DeviceHome:
         ):
             if value not in known:
                 raise ConfigError(f"--{name}: found {value!r}; expected one of {', '.join(known)}")
+        if user_epsilon and mode != "both":
+            raise ConfigError("--user-epsilon belongs to --privacy both; use --epsilon")
         if not delta > 0:
             raise ConfigError(f"--delta: found {delta}; expected more than 0, for example 1e-5")
         return {

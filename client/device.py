@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from client import trainer
 from client.limits import Limits
 from client.ranker import recommend, score_catalogue
-from client.request import check_reply_form, read_step, stream
+from client.request import check_reply_form, read_step, refuse_coarse, stream
 from client.samples import seen_items, training_windows
 from client.secure import SecureDevice
 from client.store import History, Role, Store
@@ -146,6 +146,8 @@ class Device:
         if manifest.phase != "popularity":
             _install(runtime, state)
         step = read_step(manifest, noise) if manifest.phase == "train" else None
+        if step is not None and noise.event and not noise.by_opacus:
+            refuse_coarse(state.select(step.names), noise.event.clip)
         if noise.mode != "none":
             self._charge(manifest, noise, step, question=question)
         return self._measure(runtime, manifest, noise, step, self._noise_seed(question))

@@ -7,9 +7,10 @@ import math
 from typing import Any
 
 from client.trainer import Step
+from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY
 from shared.errors import ProtocolError
-from shared.noise import Noise
+from shared.noise import LEAST_CLIP, Noise
 from shared.protocol import BELOW_CLIP, Manifest
 from shared.runtime import Runtime
 
@@ -44,8 +45,8 @@ def read_step(manifest: Manifest, noise: Noise) -> Step:
     except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
         raise ProtocolError("found no readable training plan in the manifest") from None
     sizes = [float(training.get(name, math.nan)) for name in ("update_clip", "quantile_weight")]
-    sound = 1 <= step.steps <= 10_000 and 0 < step.sample_rate <= 1 and 0 < step.learning_rate < math.inf
-    if not sound or (BELOW_CLIP in manifest.reply and not all(0 < size < math.inf for size in sizes)):
+    sound = 1 <= step.steps <= 10_000 and 0 < step.sample_rate <= 1 and 1e-9 <= step.learning_rate <= 1e6
+    if not sound or (BELOW_CLIP in manifest.reply and not all(LEAST_CLIP <= size <= 1 / LEAST_CLIP for size in sizes)):
         raise ProtocolError(f"found an unusable training plan {step}")
     if noise.event and BELOW_CLIP in manifest.reply:
         raise ProtocolError("the noise for one window does not cover what it does to the clip's quantile", code="trust")
@@ -54,6 +55,15 @@ def read_step(manifest: Manifest, noise: Noise) -> Step:
     if step.steps > 1 and noise.event and noise.trust == "aggregate":
         raise ProtocolError("several local steps do not meet epsilon under trust = aggregate", code="trust")
     return step
+
+
+def refuse_coarse(parameters: AdapterState, clip: float) -> None:
+    """ProtocolError when float32 parameters are so large that rounding could outgrow what a window may change.
+
+    An update is a difference of parameters, so it is rounded to their precision; the window's clip does not cover that.
+    """
+    if 2**-22 * parameters.norm() > 0.01 * clip:
+        raise ProtocolError("the adapter is too large for its clip: rounding would outgrow an event", code="trust")
 
 
 def stream(seed: int, number: int, question: bytes) -> int:

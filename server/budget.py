@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from server.aggregation import trained_names
 from server.cohorts import cohort_size, participation_cap, rounds_per_pass
+from shared.adapter import AdapterState
 from shared.config import Config
 from shared.errors import PrivacyError
 from shared.noise import MODES, Layer, Noise
@@ -90,6 +92,14 @@ def demand(
     )
 
 
+def reply_sizes(config: Config, adapter: AdapterState, *, items: int) -> dict[str, int]:
+    """Entries of the largest reply of each phase; `plan_budget` needs them for integer noise."""
+    rule, adaptive = config.federation.aggregation, 1 if config.privacy.clip_quantile else 0
+    trained = [trained_names(rule, round_number=number, names=list(adapter)) for number in (1, 2)]
+    largest = max(adapter.select(names).size for names in trained)
+    return {"popularity": items, "train": largest + adaptive, "validate": 1}
+
+
 def plan_budget(
     config: Config, devices: int, *, simulation: bool = True, dimensions: Mapping[str, int] | None = None
 ) -> NoisePlan | None:
@@ -169,8 +179,11 @@ def phase_noise(
     )
 
 
-def run_facts(config: Config, plan: NoisePlan, *, devices: int) -> dict[str, object]:
-    """What the server's ledger writes when a run begins: all that a statement needs besides the releases."""
+def run_facts(config: Config, plan: NoisePlan, *, devices: int, seeded: bool) -> dict[str, object]:
+    """What the server's ledger writes when a run begins: all that a statement needs besides the releases.
+
+    seeded: noise comes from the configuration's seed, as in a simulation.
+    """
     return {
         "mode": config.privacy.mode,
         "units": list(MODES[config.privacy.mode]),
@@ -181,6 +194,7 @@ def run_facts(config: Config, plan: NoisePlan, *, devices: int) -> dict[str, obj
         "clips": {"event": config.training.clip_norm, "user": config.privacy.user_clip},
         "history": config.model.history,
         "devices": devices,
+        "seeded": seeded,
         "participation_cap": plan.participations,
         "amplified": plan.user_steps > 0,
         "noise_bands": config.privacy.noise_bands,

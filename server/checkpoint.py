@@ -19,7 +19,7 @@ from shared.artifacts import load_arrays, save_arrays, write_atomic
 from shared.errors import AdapterError, RunError
 from shared.privacy.chain import Head
 
-CHECKPOINT_SCHEMA = 2
+CHECKPOINT_SCHEMA = 3
 
 
 @dataclass
@@ -30,6 +30,7 @@ class ServerState:
     averaged, averaged_rounds: sum of the adapters of the last rounds when averaging is on.
     outcome: how the experiment ended, empty while it runs. population, members: number and SHA-256 of the devices when
     it began; the plan rests on them.
+    asked: how often each device, by node id, was asked to train.
     clip: current clip of whole updates. noises: past correlated noise, as secret as updates. head: newest entry of the
     server's ledger that this state rests on. row: newest row of metrics.jsonl.
     """
@@ -44,6 +45,7 @@ class ServerState:
     outcome: dict[str, Any] = field(default_factory=dict)
     population: int = 0
     members: str = ""
+    asked: dict[str, int] = field(default_factory=dict)
     clip: float = 1.0
     noises: list[NDArray[np.float64]] = field(default_factory=list)
     head: Head | None = None
@@ -68,6 +70,10 @@ class ServerState:
             )
         return False
 
+    def within_cap(self, cohort: Sequence[int], *, cap: int) -> list[int]:
+        """The devices of a cohort that have been asked fewer than `cap` times, whoever was connected before."""
+        return [node for node in cohort if self.asked.get(str(node), 0) < cap]
+
     def shipped(self, start: AdapterState) -> AdapterState:
         """What ranks from now on: the result, or the start where the comparison kept it."""
         return self.result() if self.outcome["shipped"] == "adapter" else start
@@ -81,7 +87,7 @@ class ServerState:
         """Make metrics.jsonl end with this state's row: a crash may have left it out, or a part of it."""
         path = folder / "metrics.jsonl"
         kept = whole_rows(path)
-        if self.row and self.row not in kept[-1:]:
+        if self.row and self.row not in kept:
             kept.append(self.row)
         write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
@@ -102,6 +108,7 @@ class ServerState:
             "outcome": self.outcome,
             "population": self.population,
             "members": self.members,
+            "asked": self.asked,
             "clip": self.clip,
             "head": asdict(self.head) if self.head else None,
             "row": self.row,
@@ -139,6 +146,7 @@ class ServerState:
                 outcome=facts["outcome"],
                 population=int(facts["population"]),
                 members=str(facts["members"]),
+                asked=dict(facts["asked"]),
                 clip=float(facts["clip"]),
                 noises=[arrays[name] for name in sorted(arrays) if name.startswith("noise/")],
                 head=Head(**facts["head"]) if facts["head"] else None,

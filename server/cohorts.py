@@ -12,14 +12,25 @@ from flwr.serverapp import Grid
 from shared.config import Federation
 from shared.errors import RunError
 
+#: A sum of one or two hides nobody.
+FEWEST_HIDDEN = 3
 
-def wait_for_devices(grid: Grid, wanted: int, *, timeout: float) -> list[int]:
-    """Sorted node ids once at least `wanted` are connected; RunError after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
+
+def wait_for_devices(grid: Grid, federation: Federation) -> list[int]:
+    """Sorted node ids once `minimum_devices` are connected.
+
+    RunError after `reply_timeout` seconds, or when there are too few for secure aggregation to hide anybody.
+    """
+    wanted, deadline = federation.minimum_devices, time.monotonic() + federation.reply_timeout
     while len(nodes := sorted(grid.get_node_ids())) < wanted:
         if time.monotonic() > deadline:
             raise RunError(f"found {len(nodes)} connected devices; expected at least {wanted}")
         time.sleep(0.5)
+    if federation.secure_aggregation and len(nodes) < FEWEST_HIDDEN:
+        raise RunError(
+            f"found {len(nodes)} devices; secure aggregation hides nobody among fewer than {FEWEST_HIDDEN}."
+            " Wait for more (federation.minimum_devices)"
+        )
     return nodes
 
 

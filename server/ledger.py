@@ -34,6 +34,12 @@ class ServerLedger:
 
         Writing it again changes nothing; PrivacyError when the run was opened with other facts.
         """
+        known = next((e["facts"] for e in self.entries() if e["kind"] == "run" and e["run"] == run), None)
+        if known is not None and known != json.loads(json.dumps(dict(facts))):
+            raise PrivacyError(
+                f"found run {run} in the ledger with other settings or devices; put its checkpoint back, or begin a new"
+                " run in another folder (--out)"
+            )
         return self._write([run], {"kind": "run", "run": run, "facts": dict(facts)})
 
     def charge(self, *, run: str, phase: str, round: int, facts: Mapping[str, Any]) -> Head:

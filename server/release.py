@@ -92,6 +92,7 @@ class Releaser:
         |---|---|
         | at least the quorum | charged, then released with noise |
         | fewer, or none | nothing charged on the server, nothing released; correlated noise moves on all the same |
+        | fewer, under trust = local | charged: each reply was a release to this server; the sum is not used |
 
         Devices charge themselves when they answer, whatever becomes of the sum. Raises PrivacyError when the ledger
         cannot be written; nothing is released then.
@@ -108,7 +109,11 @@ class Releaser:
         if replies.total is None or replies.answers < noise.quorum:
             if correlation is not None:
                 aggregator.noise(AdapterState.length(manifest.reply), generator)
-            return Released(None, replies.answers, refused=replies.refused)
+            # Under trust = local every reply is a release to this server, whether it is summed or not.
+            seen = noise.trust == "local" and replies.answers > 0
+            size = AdapterState.length(manifest.reply)
+            head = self._charge(manifest, noise, dimension=size) if seen else None
+            return Released(None, replies.answers, head, replies.refused)
         head = self._charge(manifest, noise, dimension=replies.total.size)
         self._on_step("charged", manifest)
         released = aggregator.release(replies.total, generator)

@@ -14,7 +14,7 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from server.aggregation import mean_of, trained_names
-from server.budget import phase_noise, plan_budget, quantile_weight, run_facts, unit_budgets
+from server.budget import phase_noise, plan_budget, quantile_weight, reply_sizes, run_facts, unit_budgets
 from server.checkpoint import ServerState
 from server.clipping import next_clip
 from server.cohorts import cohort_size, sample_cohort, survey_cohort, wait_for_devices
@@ -100,16 +100,17 @@ class Strategy:
         Raises RunError when there are no devices or too few reply, PrivacyError when the ledger refuses.
         """
         federation = self.config.federation
-        nodes = wait_for_devices(grid, federation.minimum_devices, timeout=federation.reply_timeout)
+        nodes = wait_for_devices(grid, federation)
         if self.state.admit(nodes, same=self.config.privacy.noise_bands > 1):
             self.state.save(self._checkpoint)
         plan = self._plan(self.state.population)
         if plan is not None:
-            self.ledger.open_run(self.state.run, run_facts(self.config, plan, devices=self.state.population))
+            facts = run_facts(self.config, plan, devices=self.state.population, seeded=not self.deployment)
+            self.ledger.open_run(self.state.run, facts)
         if self.state.popularity is None:
             self._count_popularity(grid, nodes, plan)
         failed = 0
-        while self.state.round < federation.rounds:
+        while not self.state.outcome and self.state.round < federation.rounds:
             failed = 0 if self._training_round(grid, nodes, plan) else failed + 1
             if failed == MAX_FAILED_ROUNDS and self.state.row["refused"].get("budget"):
                 limits = ", ".join(f"epsilon {e:g} per {u}" for u, e in unit_budgets(self.config).items())
@@ -129,13 +130,7 @@ class Strategy:
             self._deliver(grid, nodes)
 
     def _plan(self, devices: int) -> NoisePlan | None:
-        names = [
-            trained_names(self.config.federation.aggregation, round_number=n, names=list(self.state.adapter))
-            for n in (1, 2)
-        ]
-        sizes = [self.state.adapter.select(chosen).size for chosen in names]
-        adaptive = 1 if self.config.privacy.clip_quantile else 0
-        dimensions = {"popularity": len(self.catalogue), "train": max(sizes) + adaptive, "validate": 1}
+        dimensions = reply_sizes(self.config, self.state.adapter, items=len(self.catalogue))
         return plan_budget(self.config, devices, simulation=not self.deployment, dimensions=dimensions)
 
     def _count_popularity(self, grid: Grid, nodes: Sequence[int], plan: NoisePlan | None) -> None:
@@ -157,6 +152,8 @@ class Strategy:
         number = state.round + 1
         planned = cohort_size(federation, len(nodes))
         cohort = sample_cohort(federation, nodes=nodes, round_number=number, seed=self.config.seed)
+        if plan is not None and not (plan.user_steps and plan.event is None):  # the statement rests on the cap
+            cohort = state.within_cap(cohort, cap=plan.participations)
         noise = phase_noise(self.config, plan, phase="train", asked=planned, update_clip=state.clip)
         names = trained_names(self.config.federation.aggregation, round_number=number, names=list(state.adapter))
         reply: Shapes = {name: state.adapter.shapes[name] for name in names}
@@ -169,11 +166,13 @@ class Strategy:
         )
         state.noises = correlation.past if correlation else []
         update = None if found.total is None else mean_of(found.total, planned=planned)
-        if update is not None:
+        if update is not None and found.total is not None:
             if BELOW_CLIP in reply:
-                state.clip = next_clip(self.config, clip=state.clip, update=update)
+                answered = mean_of(found.total, planned=found.answers)  # who is missing has no say
+                state.clip = next_clip(self.config, clip=state.clip, update=answered)
             state.adapter = state.optimiser.apply(state.adapter, update.select(names), factor=self._schedule(number))
             self._average(number)
+        state.asked |= {str(node): state.asked.get(str(node), 0) + 1 for node in cohort}
         state.round = number
         self._keep_snapshot()  # before the checkpoint, which says that the round is done
         self._commit(

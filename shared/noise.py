@@ -23,6 +23,8 @@ from shared.errors import ProtocolError
 from shared.privacy.accounting import Release
 from shared.privacy.plan import lattice_sensitivity
 
+#: A clip below this, or above its inverse, leaves the range in which float32 noise keeps its size.
+LEAST_CLIP = 1e-18
 MODES: dict[str, tuple[str, ...]] = {"none": (), "event": ("event",), "user": ("user",), "both": ("event", "user")}
 
 
@@ -154,9 +156,10 @@ class Noise:
             and self.by in ("device", "server")
             and (self.by == "device" or (self.trust == "aggregate" and self.user is not None))
             and tuple(unit for unit, layer in layers.items() if layer) == MODES[self.mode]
-            and all(0 < x < math.inf for layer in layers.values() if layer for x in (layer.multiplier, layer.clip))
+            and all(0 < layer.multiplier < math.inf for layer in layers.values() if layer)
+            and all(LEAST_CLIP <= layer.clip <= 1 / LEAST_CLIP for layer in layers.values() if layer)
             and self.quorum >= 1
-            and self.bound > 0
+            and self.bound >= LEAST_CLIP
             and (self.user is None or self.bound <= self.user.clip)
             and 0 <= self.scale < math.inf
             and (self.scale == 0 or (self.by == "device" and self.trust == "aggregate" and self.bound < math.inf))

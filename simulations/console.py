@@ -60,9 +60,7 @@ def plan_table(answer: Mapping[str, Any]) -> Group:
     sizes, size = answer["entries"], answer["bytes_per_device_per_round"]
     asked = f"{answer['cohort']:,} of {answer['devices']:,} devices, {answer['rounds']:,} rounds"
     table.add_row("each round asks", asked + (f", each device in at most {cap:,}" if cap else ""))
-    table.add_row(
-        "entries", f"{sizes['adapter']:,} in the adapter, {max(sizes['trained_per_round']):,} trained a round"
-    )
+    table.add_row("entries", f"{sizes['adapter']:,} in the adapter, {sizes['trained_per_round']:,} trained a round")
     table.add_row("bytes per device and round", f"{size['down']:,} down, {size['up']:,} up")
     notes = []
     for unit, layer in answer["layers"].items():

@@ -7,8 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from server.aggregation import trained_names
-from server.budget import demand, phase_noise, plan_budget, unit_budgets
+from server.budget import demand, phase_noise, plan_budget, reply_sizes, unit_budgets
 from server.cohorts import cohort_size
 from shared.adapter import AdapterState
 from shared.backbone import open_backbone
@@ -42,8 +41,10 @@ def plan_run(
             world_events=config.data.world_events,
         )
         users, items = users or len(data.users), items or len(data.catalogue)
-    sizes = _sizes(config)
-    dimensions = {"popularity": items, "train": max(sizes["trained"]), "validate": 1}
+    backbone = open_backbone(config.model.backbone)
+    scorer = build_scorer(backbone, model=config.model, lora=config.lora, seed=config.seed)
+    adapter = AdapterState(read_parameters(scorer))
+    dimensions = reply_sizes(config, adapter, items=items)
     plan = plan_budget(config, users, dimensions=dimensions)
     if multiplier is not None:
         plan = _priced(config, plan, users=users, multiplier=multiplier, dimensions=dimensions)
@@ -56,28 +57,17 @@ def plan_run(
         "cohort": cohort_size(config.federation, users),
         "rounds": config.federation.rounds,
         "participation_cap": plan.participations if plan else None,
-        "entries": {"adapter": sizes["adapter"], "trained_per_round": sizes["trained"], "items": items},
+        "entries": {"adapter": adapter.size, "trained_per_round": dimensions["train"], "items": items},
         "layers": {
             unit: _layer(config, plan, unit, users=users, dimensions=dimensions) for unit in MODES[config.privacy.mode]
         }
         if plan
         else {},
         "bytes_per_device_per_round": {
-            "down": ENTRY * (sizes["adapter"] + items),
-            "up": ENTRY * max(sizes["trained"]),
+            "down": ENTRY * (adapter.size + items),
+            "up": ENTRY * dimensions["train"],
         },
     }
-
-
-def _sizes(config: Config) -> dict[str, Any]:
-    """Entries of the whole adapter, and of a reply in odd and in even rounds."""
-    backbone = open_backbone(config.model.backbone)
-    scorer = build_scorer(backbone, model=config.model, lora=config.lora, seed=config.seed)
-    state = AdapterState(read_parameters(scorer))
-    adaptive = 1 if config.privacy.clip_quantile else 0
-    rule = config.federation.aggregation
-    names = [trained_names(rule, round_number=number, names=list(state)) for number in (1, 2)]
-    return {"adapter": state.size, "trained": [state.select(chosen).size + adaptive for chosen in names]}
 
 
 def _priced(

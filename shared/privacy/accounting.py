@@ -61,7 +61,7 @@ def epsilon_of(releases: Sequence[Release], *, delta: float) -> float:
     | none | 0 |
     | Gaussian, all with q = 1 | closed form, exact for the composed Gaussian |
     | Gaussian, any with q < 1 | privacy loss distribution, an upper bound |
-    | any with Skellam noise | Renyi bound, an upper bound |
+    | any with Skellam noise | Renyi bound without amplification, an upper bound |
     | of two units | PrivacyError: an event and a person are priced apart |
     """
     if not 0 < delta < 1:
@@ -114,8 +114,7 @@ _ORDERS = (*range(2, 64), *(2**k for k in range(6, 14)))
 def _renyi_epsilon(counted: tuple[tuple[tuple[float, ...], int], ...], delta: float) -> float:
     from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 
-    if any(q < 1.0 for (_, q, _, _), _ in counted):
-        raise PrivacyError("found Skellam noise beside subsampled releases; they are not priced together")
+    # Subsampled Gaussians are priced as if they were not: sampling only lowers a Renyi divergence.
     costs = [
         sum(
             steps * (skellam_rdp(order, l2=l2, l1=l1, variance=(z * l2) ** 2) if l2 else order / (2 * z**2))

@@ -16,6 +16,8 @@ NOT_COVERED = (
     "rounding of noise to floating-point numbers, and the strength of the random generator",
 )
 
+SEEDED = "whoever knows this simulation's seed, which stands in the adapter's manifest: the noise is drawn from it"
+
 UNIT_NAMES = {
     "event": "one window of up to {history} consecutive events of one person",
     "user": "everything one person did",
@@ -48,12 +50,12 @@ def privacy_facts(entries: Sequence[Mapping[str, Any]], *, run: str) -> dict[str
         "adjacency": "add or remove one unit",
         "delta": plan["delta"],
         "layers": layers,
-        "participation_cap": plan["participation_cap"],
+        "participation_cap": None if plan["amplified"] and plan["mode"] == "user" else plan["participation_cap"],
         "devices": plan["devices"],
         "rounds_released": sum(1 for entry in entries if entry["run"] == run and entry.get("phase") == "train"),
         "earlier_runs": earlier,
         "earlier_runs_not_protecting": unprotected,
-        "not_covered": list(NOT_COVERED),
+        "not_covered": [*NOT_COVERED, *([SEEDED] if plan["seeded"] else [])],
     }
     return {**facts, "statement": _in_words(facts)}
 
@@ -106,7 +108,10 @@ def _mechanism(releases: Sequence[Release], plan: Mapping[str, Any]) -> str:
 
 def _trust(facts: Mapping[str, Any]) -> str:
     if facts["trust"] == "local":
-        return "Each device adds all of this noise itself, so nobody else has to be trusted for it."
+        return (
+            "Each device adds all of this noise itself, so nobody else has to be trusted for it. Questions repeated"
+            " after an interruption count in the devices' own ledgers only."
+        )
     if facts["secure_aggregation"]:
         return (
             "Each device adds a share of the noise and secure aggregation shows the server nothing but the sum, which"
@@ -125,9 +130,10 @@ def _trust(facts: Mapping[str, Any]) -> str:
 
 def _in_words(facts: Mapping[str, Any]) -> str:
     cap = facts["participation_cap"]
+    rounds = "randomly drawn training rounds" if cap is None else f"at most {cap} training round{'s' * (cap > 1)}"
     protected = " ".join(
-        f"For adding or removing {layer['unit']}, everything that this run took from it (a popularity count, at most"
-        f" {cap} training {'round' if cap == 1 else 'rounds'}, one quality comparison) is"
+        f"For adding or removing {layer['unit']}, everything that this run took from it (a popularity count,"
+        f" {rounds}, one quality comparison) is"
         f" ({layer['epsilon']:.2f}, {facts['delta']:g})-differentially private."
         for layer in facts["layers"].values()
     )

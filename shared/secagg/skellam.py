@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from shared.errors import PrivacyError
 
+#: numpy's Poisson sampler is right to one per cent up to a variance of 2^42; far above, its results are coarse.
+MOST_VARIANCE = 2.0**44
+
 
 def share_variance(std: float, *, quorum: int) -> float:
     """Variance of one device's share when the sum of at least `quorum` shares needs standard deviation `std`.
@@ -16,6 +19,10 @@ def share_variance(std: float, *, quorum: int) -> float:
     """
     if not std >= 0 or quorum < 1:
         raise PrivacyError(f"found std {std}, quorum {quorum}; expected std >= 0 and quorum >= 1")
+    if std**2 / quorum > MOST_VARIANCE:
+        raise PrivacyError(
+            f"found noise of {std:.3g} steps, which no generator here draws exactly; use a smaller scale"
+        )
     return std**2 / quorum
 
 
