@@ -51,6 +51,22 @@ def data_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
+def closing_lines(result: Mapping[str, Any]) -> Group:
+    """What a run spent, in red when it protected nothing, and which faults it met."""
+    privacy, account = result["privacy"], result.get("chaos")
+    lines = []
+    if privacy["mode"] == "none":
+        lines.append(Text("No privacy: nothing in this run is protected.", style="bold red"))
+    for layer in privacy.get("layers", {}).values():
+        spent = f"epsilon {layer['epsilon']:.2f} at delta {privacy['delta']:g}"
+        lines.append(Text(f"Privacy: {spent} for {layer['unit']}; see adapter/privacy.json."))
+    if account:
+        met = sum(fault["met"] for fault in account["devices"].values())
+        crashes, odd = sum(account["server"].values()), sum(account["unexplained"].values())
+        lines.append(Text(f"Faults injected: {met} in messages, {crashes} in the server; {odd} unexplained."))
+    return Group(*lines)
+
+
 def plan_table(answer: Mapping[str, Any]) -> Group:
     """What `plan` worked out: cost by unit, bytes, and what to change."""
     table = Table(box=box.SIMPLE_HEAD, show_header=False)

@@ -24,7 +24,7 @@ from rich.progress import (
 
 from shared.config import Config, load_config, merge, override
 from shared.errors import ConfigError, RunError
-from simulations.console import plan_table, recommendation_table, terminal
+from simulations.console import closing_lines, plan_table, recommendation_table, terminal
 from simulations.runfolder import RunFolder, open_run, prepare
 from simulations.tables import result_table
 
@@ -155,6 +155,7 @@ def print_result(result: Mapping[str, Any]) -> None:
         console.print(result["flwr_run"], soft_wrap=True, markup=False, highlight=False)
         return
     console.print(result_table(dict(result)))
+    console.print(closing_lines(result))
     console.print(f"report: {Path(result['out']) / 'report.html'}", soft_wrap=True, markup=False, highlight=False)
 
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from client.deployment import DeviceHome, Invitation, create_keys, running_node
-from shared.errors import DeploymentError
+from shared.errors import ConfigError, DeploymentError
 from shared.terminal import free_port, run_cli
 
 CA = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"
@@ -27,6 +27,16 @@ def invitation_file(folder: Path, **changes: object) -> Path:
     path = folder / "invitation.json"
     path.write_text(json.dumps({"schema": 1, "address": "127.0.0.1:9000", "ca": CA} | changes))
     return path
+
+
+@pytest.mark.parametrize("mode", ["event", "user", "none"])
+def test_a_budget_for_people_needs_a_unit_beside_it(mode: str, tmp_path: Path) -> None:
+    home = DeviceHome.at(tmp_path)
+    rest = {"trust": "aggregate", "epsilon": 8.0, "delta": 1e-5}
+    with pytest.raises(ConfigError, match="--user-epsilon belongs to --privacy both; use --epsilon"):
+        home.settings(mode=mode, user_epsilon=2.0, **rest)
+    assert home.settings(mode=mode, **rest)["user_epsilon"] == 0.0
+    assert home.settings(mode="both", user_epsilon=2.0, **rest)["user_epsilon"] == 2.0
 
 
 def test_keys_are_a_matching_p256_pair_and_private(tmp_path: Path) -> None:
@@ -122,6 +132,10 @@ def test_keys_only_prints_one_json_object_and_stops(tmp_path: Path, capsys: pyte
         ),
         (["join", "invitation.json", "--home", "h", "--trust", "me"], "'me'; expected one of aggregate, local"),
         (["join", "invitation.json", "--home", "h", "--delta", "0"], "--delta: found 0.0; expected more than 0"),
+        (
+            ["join", "invitation.json", "--home", "h", "--privacy", "user", "--user-epsilon", "2"],
+            "--user-epsilon belongs to --privacy both",
+        ),
         (["join", "invitation.json", "--home", "h", "--data", "d"], "d"),
     ],
 )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
-from client.request import check_reply_form, read_step, stream
+from client.request import check_reply_form, read_step, refuse_coarse, stream
+from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY
 from shared.errors import ProtocolError
 from shared.noise import Layer, Noise
@@ -72,6 +74,8 @@ def test_several_steps_that_the_noise_does_not_cover_are_refused(noise: Noise, c
         {"local_learning_rate": 0.0},
         {"local_learning_rate": -1.0},
         {"local_learning_rate": math.inf},
+        {"local_learning_rate": 0.99e-9},
+        {"local_learning_rate": 1.01e6},
         {"local_learning_rate": None},
     ],
     ids=str,
@@ -83,11 +87,28 @@ def test_a_training_plan_that_makes_no_sense_is_refused(changes: dict[str, Any],
         read_step(manifest, noise)
 
 
+@pytest.mark.parametrize("rate", [1e-9, 1e6])
+def test_learning_rates_up_to_the_limits_are_used(rate: float) -> None:
+    manifest, _ = question("train", training={**TRAINING, "local_learning_rate": rate})
+    assert read_step(manifest, CENTRAL).learning_rate == rate
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1.0, 1e3])
+def test_parameters_whose_rounding_outgrows_a_windows_clip_are_refused(clip: float) -> None:
+    """The limit is a norm of 0.01 * 2^22 clips, over all entries together."""
+    limit = 0.01 * 2**22 * clip
+    refuse_coarse(AdapterState({"a": np.full(4, 0.499 * limit, np.float32)}), clip)
+    for entries in (np.full(4, 0.501 * limit), np.array([1.001 * limit]), np.array([1e38])):
+        with pytest.raises(ProtocolError, match="rounding would outgrow an event") as caught:
+            refuse_coarse(AdapterState({"a": entries.astype(np.float32)}), clip)
+        assert caught.value.code == "trust"
+
+
 WITH_QUANTILE = {"gamma.weight": (1,), BELOW_CLIP: (1,)}
 
 
 @pytest.mark.parametrize("name", ["update_clip", "quantile_weight"])
-@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan, 0.99e-18, 1.01e18])
 def test_a_quantile_of_no_size_is_refused_where_it_is_asked_for(name: str, value: float) -> None:
     training = {**TRAINING, name: value}
     with pytest.raises(ProtocolError):

@@ -25,6 +25,7 @@ from tests.client.small_device import (
     TRAINING,
     USER,
     Home,
+    global_state,
     question,
     rows,
     tiny_runtime,
@@ -95,6 +96,19 @@ def test_a_real_device_pays_for_every_round(noise: dict[str, Any]) -> None:
     found = [code(home.device.answer(question("train", noise=noise, round=number)[1])) for number in (1, 2)]
     assert found == ["trust", "trust"]
     assert home.charges == []
+
+
+@pytest.mark.parametrize(
+    ("gamma", "clip", "refusal"), [(1e6, 1e-6, "trust"), (1e6, 1.0, "trust"), (1.0, 1e-6, "trust"), (1.0, 1.0, None)]
+)
+def test_an_adapter_whose_rounding_outgrows_a_windows_clip_is_refused_and_costs_nothing(
+    gamma: float, clip: float, refusal: str | None
+) -> None:
+    home = Home(limits=limits("both", epsilon=99.0))
+    state = global_state(tiny_runtime(), gamma_weight=np.array([gamma], dtype=np.float32))
+    noise = {**BOTH, "event": {"multiplier": 2.0, "clip": clip}}
+    assert code(home.device.answer(question("train", state=state, noise=noise)[1])) == refusal
+    assert bool(home.charges) == (refusal is None)
 
 
 # --- what it is charged ------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from client.app import app as client_app
 from client.app import open_virtual_ledger
 from client.store import Store
+from server.checkpoint import CHECKPOINT_SCHEMA
 from shared import artifacts
 from shared.artifacts import load_adapter, load_arrays, save_arrays
 from shared.errors import BudgetError, PrivacyError, RunError
@@ -109,7 +110,10 @@ def of_newer_schema(path: Path) -> None:
     ("damage", "said"),
     [
         (truncated, r"no usable checkpoint .* start a new run in another folder"),
-        (of_newer_schema, r"schema 99, this version reads 2; continue it with the version that wrote it"),
+        (
+            of_newer_schema,
+            f"schema 99, this version reads {CHECKPOINT_SCHEMA}; continue it with the version that wrote it",
+        ),
     ],
 )
 def test_a_checkpoint_that_cannot_be_read_is_refused_with_the_remedy(

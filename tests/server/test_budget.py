@@ -264,7 +264,8 @@ def test_a_run_is_described_by_what_its_statement_needs() -> None:
     settings = config(privacy={"user_epsilon": 2.0, "user_clip": 0.5}, model={"history": 32})
     plan = plan_budget(settings, DEVICES)
     assert plan is not None
-    assert run_facts(settings, plan, devices=DEVICES) == {
+    facts = run_facts(settings, plan, devices=DEVICES, seeded=False)
+    assert facts == {
         "mode": "both",
         "units": ["event", "user"],
         "trust": "aggregate",
@@ -274,8 +275,10 @@ def test_a_run_is_described_by_what_its_statement_needs() -> None:
         "clips": {"event": 1.0, "user": 0.5},
         "history": 32,
         "devices": DEVICES,
+        "seeded": False,
         "participation_cap": 3,
         "amplified": False,
         "noise_bands": 1,
         "phases": ["popularity", "train", "validate"],
     }
+    assert run_facts(settings, plan, devices=DEVICES, seeded=True) == {**facts, "seeded": True}

@@ -41,6 +41,7 @@ def advanced() -> ServerState:
     state.population, state.clip, state.head = 40, 0.1 + 0.2, Head(3, "ab" * 32)
     state.noises = [np.random.default_rng(number).normal(size=3) for number in range(12)]
     state.row = {"phase": "train", "round": 7, "refused": {"late": 1}}
+    state.asked = {"7": 2, str(2**64 - 1): 1}
     return state
 
 
@@ -54,6 +55,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert np.array_equal(loaded.popularity, state.popularity)
     assert (loaded.round, loaded.averaged_rounds, loaded.outcome) == (7, 2, state.outcome)
     assert (loaded.population, loaded.clip, loaded.head, loaded.row) == (40, 0.1 + 0.2, state.head, state.row)
+    assert loaded.asked == state.asked
     assert [noise.tolist() for noise in loaded.noises] == [
         noise.tolist() for noise in state.noises
     ]  # every bit, in order
@@ -82,6 +84,24 @@ def test_the_rows_of_a_run_end_with_that_of_the_checkpoint(tmp_path: Path) -> No
     path.unlink()
     state.restore_row(tmp_path)
     assert whole_rows(path) == [state.row]
+
+
+def test_a_row_that_others_followed_is_not_written_again(tmp_path: Path) -> None:
+    """Deliveries are recorded after the last checkpoint."""
+    state, path = advanced(), tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (state.row, {"phase": "install", "asked": 6})))
+    before = path.read_text()
+    state.restore_row(tmp_path)
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize(("cap", "left"), [(0, []), (1, [5]), (2, [5, 2**64 - 1]), (3, [7, 5, 2**64 - 1])])
+def test_devices_that_were_asked_as_often_as_the_cap_are_left_out_also_after_a_restart(
+    cap: int, left: list[int], tmp_path: Path
+) -> None:
+    advanced().save(tmp_path / "c.safetensors")
+    for state in (advanced(), ServerState.load(tmp_path / "c.safetensors", fresh=fresh())):
+        assert state.within_cap([7, 5, 2**64 - 1], cap=cap) == left
 
 
 def test_a_checkpoint_of_another_schema_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.cohorts import cohort_size, participation_cap, rounds_per_pass, sample_cohort, survey_cohort
+from server.cohorts import (
+    cohort_size,
+    participation_cap,
+    rounds_per_pass,
+    sample_cohort,
+    survey_cohort,
+    wait_for_devices,
+)
 from shared.config import Federation
+from shared.errors import RunError
+from shared.protocol import Manifest
+from simulations.runfolder import RunFolder
+from tests.server.small_server import Network, first_asked, rows, server, start_run
 
 
 def plan(*, rounds: int, cohort: int, sampling: str = "shuffled") -> Federation:
@@ -117,3 +130,92 @@ def test_each_survey_asks_others() -> None:
         for phase in ("popularity", "validate")
     }
     assert set(asked["popularity"]) != set(asked["validate"])
+
+
+# --- the server keeps the cap, whoever is connected --------------------------------------------------------
+
+
+class Connected(Network):
+    """A network of which only some devices are connected; counts who is asked to train."""
+
+    def __init__(self, run: RunFolder, nodes: list[int], asked: Counter[int]) -> None:
+        def count(manifest: Manifest, node: int, question: Any) -> None:
+            asked[node] += manifest.phase == "train"
+
+        super().__init__(run, on_question=count)
+        self._nodes = nodes
+
+    def get_node_ids(self) -> list[int]:
+        return self._nodes
+
+
+class StopError(BaseException):
+    """The process ends."""
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("sampling", ["shuffled", "cyclic"])
+def test_fewer_devices_after_a_restart_are_not_asked_more_often_than_the_cap(
+    sampling: str, six_users: Path, tmp_path: Path
+) -> None:
+    """Four left of six: a pass is then two rounds and not three, so the cohorts alone would ask too often."""
+    settings = ("federation.rounds=6", "federation.cohort=2", "federation.minimum_devices=4")
+    run = start_run(tmp_path, six_users, *settings, f"federation.sampling={sampling}")
+    assert participation_cap(run.config.federation, 6) == 2
+
+    def stop(step: str, manifest: Manifest) -> None:
+        if (step, manifest.phase, manifest.round) == ("recorded", "train", 2):
+            raise StopError
+
+    asked = Counter[int]()
+    with pytest.raises(StopError):
+        server(run, on_step=stop).run(Connected(run, [1, 2, 3, 4, 5, 6], asked))
+    gone = next(node for node in range(1, 7) if not asked[node])
+    left = [node for node in range(1, 7) if node not in (gone, first_asked(run))]
+    alone = Counter(asked)
+    for number in (3, 4, 5, 6):
+        alone.update(sample_cohort(run.config.federation, nodes=left, round_number=number, seed=run.config.seed))
+    assert max(alone.values()) > 2  # what would happen without the cap
+    again = server(run)
+    assert again.state.asked == {str(node): times for node, times in asked.items() if times}
+    again.run(Connected(run, left, asked))
+    assert max(asked.values()) == 2
+    assert [row["round"] for row in rows(run)] == [1, 2, 3, 4, 5, 6]
+    assert sum(row["asked"] for row in rows(run)) == sum(asked.values()) < sum(alone.values())
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize(("mode", "kept"), [("event", True), ("both", True), ("user", False)])
+def test_poisson_cohorts_keep_the_cap_unless_all_rounds_are_priced_by_their_rate(
+    mode: str, kept: bool, six_users: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.budget.participation_cap", lambda federation, devices: 2)
+    sampled = ("federation.sampling=poisson", "federation.rounds=5", "federation.cohort=3", "federation.quorum=0.01")
+    run, asked = start_run(tmp_path, six_users, *sampled, f"privacy.mode={mode}"), Counter[int]()
+    server(run).run(Connected(run, [1, 2, 3, 4, 5, 6], asked))
+    assert (max(asked.values()) <= 2) == kept
+
+
+# --- enough devices to hide among --------------------------------------------------------------------------
+
+
+class Grid:
+    """So many connected devices."""
+
+    def __init__(self, devices: int) -> None:
+        self._devices = devices
+
+    def get_node_ids(self) -> list[int]:
+        return list(range(self._devices, 0, -1))
+
+
+@pytest.mark.parametrize(
+    ("devices", "secure", "enough"), [(1, True, False), (2, True, False), (3, True, True), (2, False, True)]
+)
+def test_secure_aggregation_waits_for_enough_to_hide_somebody(devices: int, secure: bool, enough: bool) -> None:
+    federation = Federation(secure_aggregation=secure, minimum_devices=1)
+    if enough:
+        assert wait_for_devices(Grid(devices), federation) == list(range(1, devices + 1))  # type: ignore[arg-type]
+    else:
+        with pytest.raises(RunError, match=f"found {devices} devices; secure aggregation hides nobody .* fewer than 3"):
+            wait_for_devices(Grid(devices), federation)  # type: ignore[arg-type]

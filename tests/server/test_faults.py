@@ -146,20 +146,26 @@ def test_a_recorded_reply_played_again_in_the_next_round_counts_for_nothing(six_
     assert charges(run) == [entry for entry in EVERYTHING if entry != ("train", 2)]
 
 
-def test_below_the_quorum_nothing_is_released_or_spent_and_the_reason_is_kept(six_users: Path, tmp_path: Path) -> None:
-    run = start_run(tmp_path, six_users)
+@pytest.mark.parametrize(
+    ("trust", "answers", "charged"), [("aggregate", 1, False), ("local", 1, True), ("local", 0, False)]
+)
+def test_below_the_quorum_nothing_is_released_and_only_replies_of_local_trust_are_spent(
+    trust: str, answers: int, charged: bool, six_users: Path, tmp_path: Path
+) -> None:
+    """Under local trust each reply is a release to this server, whatever becomes of the sum."""
+    run = start_run(tmp_path, six_users, f"privacy.trust={trust}")
     answering = iter(range(100))
 
-    def one_answers(asked: Manifest, node: int, replies: list[Message]) -> list[Message]:
-        lost = asked.phase == "train" and asked.round == 2 and next(answering)
+    def few_answer(asked: Manifest, node: int, replies: list[Message]) -> list[Message]:
+        lost = asked.phase == "train" and asked.round == 2 and next(answering) >= answers
         return [] if lost else replies
 
     before: list[Any] = []
     strategy = server(run, on_step=lambda step, asked: before.append(strategy.state.adapter) if step == "asked" else 0)
-    strategy.run(Network(run, on_replies=one_answers))
+    strategy.run(Network(run, on_replies=few_answer))
     second = rows(run)[1]
-    assert (second["accepted"], second["refused"], second["released"]) == (1, {"late": 3}, False)
-    assert charges(run) == [entry for entry in EVERYTHING if entry != ("train", 2)]
+    assert (second["accepted"], second["refused"], second["released"]) == (answers, {"late": 4 - answers}, False)
+    assert charges(run) == [entry for entry in EVERYTHING if charged or entry != ("train", 2)]
     assert before[3] == before[2]  # round 3 began where round 2 had begun
 
 

@@ -94,8 +94,11 @@ def test_a_run_is_opened_once(ledger: ServerLedger) -> None:
     ledger.open_run("first", {"devices": 600})
     ledger.open_run("first", {"devices": 600})
     assert len(ledger.entries()) == 1
-    with pytest.raises(PrivacyError):
+    with pytest.raises(PrivacyError, match=r"first in the ledger with other settings or devices; .* \(--out\)"):
         ledger.open_run("first", {"devices": 6})
+    ledger.open_run("first", {"devices": 600})
+    ledger.open_run("second", {"devices": 6})
+    assert [entry["facts"]["devices"] for entry in ledger.entries()] == [600, 6]
 
 
 @pytest.mark.parametrize("put_back", ["the ledger", "both files"])

@@ -504,6 +504,14 @@ def test_delivery_is_offered_to_every_device_and_recorded(data: Path, tmp_path: 
     ]
 
 
+def test_a_delivery_that_is_repeated_repeats_no_row_of_the_run(data: Path, tmp_path: Path) -> None:
+    run = start_run(tmp_path, data)
+    for _ in range(3):
+        strategy(run, deployment=True).run(network(run))
+    phases = [row["phase"] for row in run.rows()]
+    assert phases == ["popularity", "train", "train", "validate", "install", "install", "install"]
+
+
 def test_the_average_of_the_last_rounds_is_the_result(data: Path, tmp_path: Path) -> None:
     run = start_run(tmp_path, data, "federation.rounds=4", "federation.average_last=0.5", "evaluation.every=1")
     strategy(run).run(network(run))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Array, Context, Message
 
 from client.app import app as client_app
 from client.app import open_virtual_ledger, virtual_device
@@ -25,6 +27,7 @@ from shared.errors import RunError
 from shared.noise import MODES
 from shared.privacy.accounting import Release, epsilon_of, least
 from shared.privacy.statement import BANNER, privacy_facts
+from shared.protocol import BELOW_CLIP, Manifest
 from shared.runtime import runtime_for
 from simulations.engines import InlineGrid, run_inline
 from simulations.runfolder import RunFolder, prepare
@@ -159,9 +162,9 @@ def grid_of(run: RunFolder) -> InlineGrid:
     return InlineGrid(client_app, devices=run.devices, run_config={"out": str(run.path)})
 
 
-def with_budget_left(data: Path, folder: Path, *, way: str, left: float) -> RunFolder:
+def with_budget_left(data: Path, folder: Path, *, way: str, left: float, settings: tuple[str, ...] = ()) -> RunFolder:
     """A run on devices of which an earlier one took all but a share of the budget of the last unit."""
-    run = prepare(tiny_config(data, *WAYS[way]), folder / "run")
+    run = prepare(tiny_config(data, *WAYS[way], *settings), folder / "run")
     unit = MODES[run.config.privacy.mode][-1]
     limit = LIMITS[way]
     z = least(lambda z: epsilon_of([Release("train", z)], delta=1e-5) <= limit * (1 - left))
@@ -192,6 +195,22 @@ def test_training_stops_at_the_devices_limit_which_is_named_and_ranking_goes_on(
     runtime = runtime_for(run.config, run.catalogue)
     runtime.install(AdapterState({**runtime.start.arrays, POPULARITY: np.zeros(40, dtype=np.float32)}))
     assert len(virtual_device(str(run.path), 0).recommend(runtime, k=3)) == 3
+
+
+def test_a_run_whose_budgets_are_spent_does_not_train_again(data: Path, tmp_path: Path) -> None:
+    run = with_budget_left(data, tmp_path, way="user", left=0.12, settings=("federation.rounds=6",))
+    run_inline(run.path, devices=run.devices)
+    before, entries = run.rows(), entries_of(run)
+    assert [row["round"] for row in before if row["phase"] == "train"] == [1, 2, 3]
+
+    def fail(message: Message, context: Context) -> Message:
+        raise AssertionError
+
+    for _ in range(2):
+        server = server_of(run, ServerLedger(run.path / "server-ledger.sqlite", durable=False))
+        assert (server.state.round, bool(server.state.outcome)) == (3, True)
+        server.run(InlineGrid(fail, devices=USERS, run_config={"out": str(run.path)}))
+    assert (run.rows(), entries_of(run)) == (before, entries)
 
 
 @pytest.mark.parametrize("way", LIMITS)
@@ -238,6 +257,34 @@ def test_the_clip_moves_towards_the_norms_by_a_capped_step_and_the_noise_with_it
     releases = [r for e in entries_of(run) if e.get("phase") == "train" for r in e["facts"]["releases"]]
     multipliers = [release["noise_multiplier"] for release in releases]
     assert multipliers == pytest.approx([multipliers[0]] * 6)  # noise follows the clip, so the price does not change
+
+
+def test_devices_that_are_missing_have_no_say_in_the_clip(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of three answers are within the clip, as asked for; the other two of five devices say nothing."""
+    monkeypatch.setattr(aggregation.Aggregator, "noise", lambda self, size, generator: np.zeros(size))
+    adapting = ("privacy.mode=user", f"privacy.clip_quantile={2 / 3}", "federation.cohort=5", "federation.quorum=0.6")
+    run = prepare(tiny_config(data, *adapting), tmp_path / "run")
+    turns = itertools.count()
+
+    def answer(message: Message, context: Context) -> Message:
+        asked, reply = Manifest.from_json(str(message.content["config"]["manifest"])), client_app(message, context)
+        if asked.phase == "train":
+            turn = next(turns) % 5
+            if turn > 2:
+                raise RuntimeError
+            said = asked.settings["training"]["quantile_weight"] / 2 * (1 if turn else -1)
+            arrays = {name: np.full(shape, said * (name == BELOW_CLIP)) for name, shape in asked.reply.items()}
+            reply.content["arrays"]["packed"] = Array(AdapterState(arrays).pack())
+        return reply
+
+    server = server_of(run, ServerLedger(":memory:"))
+    server.run(InlineGrid(answer, devices=USERS, run_config={"out": str(run.path)}))
+    rounds = [row for row in run.rows() if row["phase"] == "train"]
+    assert [(row["accepted"], row["released"]) for row in rounds] == [(3, True)] * 3
+    assert [row["clip"] for row in rounds] == pytest.approx([rounds[0]["clip"]] * 3, rel=1e-5)
+    assert server.state.clip == pytest.approx(run.config.privacy.user_clip, rel=1e-5)
 
 
 def test_a_fixed_clip_stays(data: Path, tmp_path: Path) -> None:

@@ -201,8 +201,18 @@ def test_integer_and_real_noise_compose_to_more_than_either() -> None:
     both = epsilon_of([one, other], delta=DELTA)
     assert max(epsilon_of([one], delta=DELTA), epsilon_of([other], delta=DELTA)) < both
     assert both == pytest.approx(epsilon_of([skellam(4.0, steps=2)], delta=DELTA), rel=0.01)
-    with pytest.raises(PrivacyError, match="not priced together"):
-        epsilon_of([one, Release("validate", 4.0, 0.5, unit="user")], delta=DELTA)
+
+
+@pytest.mark.parametrize("rate", [1e-3, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [1, 30])
+def test_beside_integer_noise_sampling_is_no_discount(rate: float, steps: int) -> None:
+    """Priced as if everybody joined every step, so never below what either costs alone."""
+    integer, sampled = skellam(4.0), Release("train", 4.0, rate, steps, "user")
+    together = epsilon_of([integer, sampled], delta=DELTA)
+    assert together == epsilon_of([integer, Release("train", 4.0, 1.0, steps, "user")], delta=DELTA)
+    assert together > epsilon_of([integer], delta=DELTA)
+    assert together > epsilon_of([sampled], delta=DELTA)
+    assert accountant_of([integer, sampled]).startswith("Renyi bound of the Skellam mechanism")
 
 
 def test_the_skellam_bound_by_hand() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ProtocolError
-from shared.noise import MODES, Layer, Noise
+from shared.noise import LEAST_CLIP, MODES, Layer, Noise
 from shared.privacy.accounting import Release
 from shared.privacy.plan import lattice_sensitivity
 
@@ -150,6 +150,39 @@ def test_any_sound_plan_survives_and_charges_each_of_its_units_once(noise: Noise
         assert layer is not None
         assert release.noise_multiplier * layer.clip == pytest.approx(noise.std)
         assert release.noise_multiplier >= layer.multiplier * (1 - 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("clip", "bound", "sound"),
+    [
+        (1e-18, 1e-18, True),
+        (1e18, 1e18, True),
+        (0.99e-18, 0.99e-18, False),
+        (1.01e18, 1.0, False),
+        (1.0, 0.99e-18, False),
+        (1.0, 1e-18, True),
+    ],
+)
+@pytest.mark.parametrize("mode", ["user", "both"])
+def test_clips_at_which_float32_noise_would_lose_its_size_are_refused(
+    mode: str, clip: float, bound: float, sound: bool
+) -> None:
+    assert LEAST_CLIP == 1e-18
+    window = Layer(2.0, 1.0) if mode == "both" else None
+    noise = Noise(mode, "aggregate", "server", 4, event=window, user=Layer(2.0, clip), bound=bound)
+    if sound:
+        assert Noise.from_dict(noise.to_dict()) == noise
+    else:
+        with pytest.raises(ProtocolError, match="unusable noise plan"):
+            Noise.from_dict(noise.to_dict())
+
+
+@pytest.mark.parametrize("clip", [0.99e-18, 1.01e18])
+@pytest.mark.parametrize("mode", ["event", "both"])
+def test_a_windows_clip_has_the_same_limits(mode: str, clip: float) -> None:
+    plan = PLANS[mode].to_dict()
+    with pytest.raises(ProtocolError, match="unusable noise plan"):
+        Noise.from_dict({**plan, "event": {"multiplier": 2.0, "clip": clip}})
 
 
 BOTH = PLANS["both"].to_dict()

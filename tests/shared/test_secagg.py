@@ -14,7 +14,7 @@ from shared.errors import ConfigError, PrivacyError, ProtocolError
 from shared.privacy.skellam import skellam_rdp
 from shared.secagg import graph
 from shared.secagg.ring import SecurePlan, decode, encode, reduce, ring_scale
-from shared.secagg.skellam import share_variance, skellam_noise
+from shared.secagg.skellam import MOST_VARIANCE, share_variance, skellam_noise
 
 # --- ring --------------------------------------------------------------------------------------------------
 
@@ -98,6 +98,16 @@ def test_shares_of_a_quorum_add_up_to_the_needed_variance() -> None:
         share_variance(1.0, quorum=0)
     with pytest.raises(PrivacyError):
         share_variance(float("nan"), quorum=3)
+
+
+@pytest.mark.parametrize("quorum", [1, 4, 64])
+def test_noise_beyond_what_the_generator_draws_exactly_is_refused(quorum: int) -> None:
+    assert MOST_VARIANCE == 2.0**44
+    most = 2.0**22 * quorum**0.5
+    assert share_variance(most, quorum=quorum) == pytest.approx(MOST_VARIANCE)
+    for std in (most * (1 + 1e-9), float("inf")):
+        with pytest.raises(PrivacyError, match="use a smaller scale"):
+            share_variance(std, quorum=quorum)
 
 
 @pytest.mark.parametrize("variance", [2.0, 10.0, 100.0])

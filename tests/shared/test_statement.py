@@ -13,7 +13,7 @@ from server.budget import phase_noise, plan_budget, run_facts
 from server.ledger import ServerLedger
 from shared.config import Config, merge
 from shared.privacy.accounting import Release, epsilon_of
-from shared.privacy.statement import BANNER, NOT_COVERED, privacy_facts
+from shared.privacy.statement import BANNER, NOT_COVERED, SEEDED, privacy_facts
 
 DEVICES = 20
 SIZES = {"popularity": 30, "train": 40, "validate": 1}
@@ -33,11 +33,11 @@ def config(**privacy: Any) -> Config:
     )
 
 
-def spend(ledger: ServerLedger, settings: Config, *, run: str, rounds: int | None = None) -> None:
+def spend(ledger: ServerLedger, settings: Config, *, run: str, rounds: int | None = None, seeded: bool = False) -> None:
     """What a server writes in a run of so many rounds."""
     plan = plan_budget(settings, DEVICES, dimensions=SIZES)
     assert plan is not None
-    ledger.open_run(run, run_facts(settings, plan, devices=DEVICES))
+    ledger.open_run(run, run_facts(settings, plan, devices=DEVICES, seeded=seeded))
     rounds = settings.federation.rounds if rounds is None else rounds
     for phase, number in [("popularity", 0), *(("train", n + 1) for n in range(rounds)), ("validate", rounds)]:
         noise = phase_noise(settings, plan, phase=phase, asked=5 if phase == "train" else DEVICES)
@@ -48,9 +48,9 @@ def spend(ledger: ServerLedger, settings: Config, *, run: str, rounds: int | Non
         ledger.charge(run=run, phase=phase, round=number, facts={"releases": [asdict(r) for r in releases]})
 
 
-def facts_of(settings: Config, *, rounds: int | None = None) -> dict[str, Any]:
+def facts_of(settings: Config, *, rounds: int | None = None, seeded: bool = False) -> dict[str, Any]:
     ledger = ServerLedger(":memory:")
-    spend(ledger, settings, run="r", rounds=rounds)
+    spend(ledger, settings, run="r", rounds=rounds, seeded=seeded)
     return privacy_facts(ledger.entries(), run="r")
 
 
@@ -94,7 +94,7 @@ def test_rounds_with_the_least_noise_are_those_a_unit_is_charged_for() -> None:
     settings = config(mode="user")
     plan = plan_budget(settings, DEVICES)
     assert plan is not None
-    ledger.open_run("r", run_facts(settings, plan, devices=DEVICES))
+    ledger.open_run("r", run_facts(settings, plan, devices=DEVICES, seeded=False))
     for number, z in enumerate((9.0, 2.0, 5.0, 3.0), start=1):
         release = asdict(Release("train", z, unit="user"))
         ledger.charge(run="r", phase="train", round=number, facts={"releases": [release]})
@@ -160,6 +160,28 @@ def test_what_is_not_covered_is_said_in_full() -> None:
     assert facts["not_covered"] == list(NOT_COVERED)
     for gap in NOT_COVERED:
         assert gap in facts["statement"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_seeded_run_names_whoever_knows_its_seed_and_a_deployment_does_not(mode: str) -> None:
+    seeded, deployed = (facts_of(config(mode=mode), seeded=way) for way in (True, False))
+    assert "seed" in SEEDED
+    assert seeded["not_covered"] == [*NOT_COVERED, SEEDED]
+    assert deployed["not_covered"] == list(NOT_COVERED)
+    assert (SEEDED in seeded["statement"], SEEDED in deployed["statement"]) == (True, False)
+    assert seeded["layers"] == deployed["layers"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("sampling", ["poisson", "shuffled"])
+def test_a_number_of_rounds_is_promised_only_where_the_claim_rests_on_it(mode: str, sampling: str) -> None:
+    """People priced for every round at the sampling rate have no cap; windows are priced by it all the same."""
+    facts = facts_of(config(mode=mode, federation={"sampling": sampling}))
+    drawn = (mode, sampling) == ("user", "poisson")
+    assert (facts["participation_cap"] is None) == drawn
+    assert ("a popularity count, randomly drawn training rounds, one quality" in facts["statement"]) == drawn
+    assert ("at most" in facts["statement"]) == (not drawn)
+    assert "None" not in facts["statement"]
 
 
 def test_earlier_runs_on_the_same_people_are_counted_and_added_up() -> None:
