@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from server.cohorts import (
     survey_cohort,
     wait_for_devices,
 )
-from shared.config import Federation
+from shared.config import Federation, merge
 from shared.errors import RunError
 from shared.protocol import Manifest
 from simulations.runfolder import RunFolder
@@ -159,8 +160,9 @@ def test_fewer_devices_after_a_restart_are_not_asked_more_often_than_the_cap(
     sampling: str, six_users: Path, tmp_path: Path
 ) -> None:
     """Four left of six: a pass is then two rounds and not three, so the cohorts alone would ask too often."""
-    settings = ("federation.rounds=6", "federation.cohort=2", "federation.minimum_devices=4")
-    run = start_run(tmp_path, six_users, *settings, f"federation.sampling={sampling}")
+    settings = ("federation.rounds=6", "federation.cohort=2", f"federation.sampling={sampling}")
+    run = start_run(tmp_path, six_users, *settings)
+    run = replace(run, config=merge(run.config, {"federation": {"minimum_devices": 4}}))
     assert participation_cap(run.config.federation, 6) == 2
 
     def stop(step: str, manifest: Manifest) -> None:

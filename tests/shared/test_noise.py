@@ -156,7 +156,7 @@ def test_any_sound_plan_survives_and_charges_each_of_its_units_once(noise: Noise
     ("clip", "bound", "sound"),
     [
         (1e-18, 1e-18, True),
-        (1e18, 1e18, True),
+        (1 / LEAST_CLIP, 1 / LEAST_CLIP, True),
         (0.99e-18, 0.99e-18, False),
         (1.01e18, 1.0, False),
         (1.0, 0.99e-18, False),
