@@ -119,7 +119,8 @@ class Strategy:
             if failed == MAX_FAILED_ROUNDS:
                 raise RunError(
                     f"{failed} rounds in a row had fewer replies than the quorum; the last refused"
-                    f" {self.state.row['refused']}. Nothing was released for them. See {self.folder / 'metrics.jsonl'}"
+                    f" {self.state.row['refused'] or 'nobody: all connected devices are at their participation cap'}."
+                    f" Nothing was released for them. See {self.folder / 'metrics.jsonl'}"
                 )
             if failed and self.deployment:
                 time.sleep(BACK_OFF * 2 ** (failed - 1))
