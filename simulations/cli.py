@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -39,9 +39,35 @@ Secure = Annotated[
 Rounds = Annotated[int | None, typer.Option(help="Training rounds.")]
 Cohort = Annotated[int | None, typer.Option(help="Planned devices per round.")]
 
+#: Options that are settings, by their key in the configuration.
+KEYS = {
+    "data": "data.source",
+    "split": "data.split",
+    "min_item_count": "data.min_item_count",
+    "privacy": "privacy.mode",
+    "trust": "privacy.trust",
+    "epsilon": "privacy.epsilon",
+    "user_epsilon": "privacy.user_epsilon",
+    "delta": "privacy.delta",
+    "rounds": "federation.rounds",
+    "cohort": "federation.cohort",
+    "aggregation": "federation.aggregation",
+    "engine": "federation.engine",
+    "secure_aggregation": "federation.secure_aggregation",
+    "chaos": "simulation.chaos",
+    "seed": "seed",
+}
+
+
+def _given(context: typer.Context) -> dict[str, Any]:
+    """The settings that this command line names, by key; the parameters of `run` and `plan` only declare them."""
+    values = context.params.items()
+    return {KEYS[name]: value for name, value in values if name in KEYS and value is not None}
+
 
 @app.command()
 def run(
+    context: typer.Context,
     data: Source = None,
     experiment: Experiment = None,
     config: ConfigFile = None,
@@ -76,24 +102,7 @@ def run(
     """Train over virtual devices and rank their test items."""
     from simulations import session
 
-    chosen = {
-        "data.source": data,
-        "privacy.mode": privacy,
-        "privacy.trust": trust,
-        "privacy.epsilon": epsilon,
-        "privacy.user_epsilon": user_epsilon,
-        "privacy.delta": delta,
-        "federation.secure_aggregation": secure_aggregation,
-        "simulation.chaos": chaos,
-        "federation.rounds": rounds,
-        "federation.cohort": cohort,
-        "federation.aggregation": aggregation,
-        "federation.engine": engine,
-        "data.split": split,
-        "data.min_item_count": min_item_count,
-        "seed": seed,
-    }
-    given = {name: value for name, value in chosen.items() if value is not None}
+    given = _given(context)
     if resume is not None:
         session.refuse_with_resume(given, others=[experiment, config, setting, out])
         result = session.continue_run(resume)
@@ -108,6 +117,7 @@ def run(
 
 @app.command()
 def plan(
+    context: typer.Context,
     data: Source = None,
     experiment: Experiment = None,
     config: ConfigFile = None,
@@ -130,18 +140,7 @@ def plan(
     """Say what a run would cost in privacy, noise and bytes, before anything runs."""
     from simulations import session
 
-    chosen = {
-        "data.source": data,
-        "privacy.mode": privacy,
-        "privacy.trust": trust,
-        "privacy.epsilon": epsilon,
-        "privacy.user_epsilon": user_epsilon,
-        "privacy.delta": delta,
-        "federation.secure_aggregation": secure_aggregation,
-        "federation.rounds": rounds,
-        "federation.cohort": cohort,
-    }
-    given = {name: value for name, value in chosen.items() if value is not None}
+    given = _given(context)
     settings = session.build_config(experiment=experiment, file=config, assignments=setting or [], options=given)
     from simulations.planning import plan_run
 

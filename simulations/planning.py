@@ -17,7 +17,7 @@ from shared.model import build_scorer, read_parameters
 from shared.noise import MODES
 from shared.privacy.accounting import accountant_of
 from shared.privacy.plan import NoisePlan, price_layer
-from simulations.sources import open_source
+from simulations.sources import source_of
 
 #: Bytes of one packed entry; integers modulo 2^32 under secure aggregation are as long.
 ENTRY = 4
@@ -33,13 +33,7 @@ def plan_run(
     privacy, or for two units at once.
     """
     if users is None or items is None:
-        data = open_source(
-            config.data.source,
-            seed=config.seed,
-            min_item_count=config.data.min_item_count,
-            world_users=config.data.world_users,
-            world_events=config.data.world_events,
-        )
+        data = source_of(config)
         users, items = users or len(data.users), items or len(data.catalogue)
     backbone = open_backbone(config.model.backbone)
     scorer = build_scorer(backbone, model=config.model, lora=config.lora, seed=config.seed)

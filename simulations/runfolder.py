@@ -27,7 +27,7 @@ from shared.catalogue import Catalogue
 from shared.config import Config, load_config, merge, to_toml
 from shared.datasets import Interactions, Split, make_split
 from shared.errors import RunError
-from simulations.sources import open_source
+from simulations.sources import source_of
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,7 @@ def prepare(config: Config, folder: Path) -> RunFolder:
     """Load the data, split it over virtual devices and write the run folder. RunError when it is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is not an empty folder; choose another --out, or continue it with --resume {folder}")
-    data = open_source(
-        config.data.source,
-        seed=config.seed,
-        min_item_count=config.data.min_item_count,
-        world_users=config.data.world_users,
-        world_events=config.data.world_events,
-    )
+    data = source_of(config)
     split = make_split(data, config.data.split)
     folder.mkdir(parents=True, exist_ok=True)
     config = merge(config, {"federation": {"minimum_devices": len(data.users)}})

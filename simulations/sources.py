@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shared.config import Config
 from shared.datasets import Interactions, load_data
 
 
@@ -19,3 +20,15 @@ def open_source(
         world = make_world(seed, users=world_users, events_per_user=world_events)
         return world.interactions.with_min_item_count(min_item_count)
     return load_data(source, min_item_count=min_item_count)
+
+
+def source_of(config: Config) -> Interactions:
+    """The behaviour that a configuration names."""
+    data = config.data
+    return open_source(
+        data.source,
+        seed=config.seed,
+        min_item_count=data.min_item_count,
+        world_users=data.world_users,
+        world_events=data.world_events,
+    )
