@@ -100,7 +100,13 @@ def test_two_devices_train_without_and_with_privacy_and_rank_with_what_they_got(
             command(*rounds, "--out", str(private), "--rounds", "1", *settings, *quorum)
 
     # Without privacy: the new adapter was better, was shipped, and is what both devices rank with.
-    assert exchanges(plain) == [("train", 2, {}), ("train", 2, {}), ("validate", 2, {}), ("install", 2, {})]
+    assert exchanges(plain) == [
+        ("popularity", 2, {}),
+        ("train", 2, {}),
+        ("train", 2, {}),
+        ("validate", 2, {}),
+        ("install", 2, {}),
+    ]
     shipped, popularity, facts = load_adapter(plain / "adapter")
     assert facts["outcome"]["shipped"] == "adapter"
     assert facts["round"] == 2
@@ -114,6 +120,7 @@ def test_two_devices_train_without_and_with_privacy_and_rank_with_what_they_got(
 
     # With privacy: one device has no budget and says so with a code; the other is charged for what it gave.
     assert exchanges(private) == [
+        ("popularity", 1, {"budget": 1}),
         ("train", 1, {"budget": 1}),
         ("validate", 1, {"budget": 1}),
         ("install", 2, {}),
@@ -121,7 +128,12 @@ def test_two_devices_train_without_and_with_privacy_and_rank_with_what_they_got(
     planned = json.loads((private / "adapter" / "privacy.json").read_text())
     rich, poor = (Ledger(home / "ledger.sqlite") for home in homes)
     assert [release.phase for release in rich.releases(0)] == ["popularity", "train", "validate"]
-    assert 0 < rich.spent(0, delta=1e-5) <= planned["epsilon"] * (1 + 1e-6) <= 8.0 * (1 + 1e-6)
+    assert (
+        0
+        < rich.spent(0, unit="event", delta=1e-5)
+        <= planned["layers"]["event"]["epsilon"] * (1 + 1e-6)
+        <= 8.0 * (1 + 1e-6)
+    )
     assert poor.releases(0) == []
     for home, history in zip(homes, ([*range(0, 10), 10], [*range(8, 18), 5]), strict=True):
         assert load_adapter(home / "adapter")[0] == load_adapter(private / "adapter")[0]

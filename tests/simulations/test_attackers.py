@@ -29,7 +29,7 @@ from simulations.robustness import ATTACKS, DEFENCES, Outcome, robustness_table
 from simulations.runfolder import RunFolder, prepare
 from tests.simulations.tiny_runs import tiny_config
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
 HOSTILE = 3
 TARGET = 11

@@ -27,6 +27,8 @@ from tests.simulations.planted_bugs import BUGS
 
 # --- bounds ------------------------------------------------------------------------------------------------
 
+pytestmark = pytest.mark.slow  # half a minute of attacks
+
 
 def response(generator: np.random.Generator, *, epsilon: float, coins: int) -> Guesses:
     """Randomised response to each coin, the pure epsilon-DP mechanism that leaks most; every coin is guessed."""
