@@ -30,7 +30,15 @@ from shared.errors import AdapterError, BackboneError, BudgetError, HomerankErro
 from shared.metrics import ndcg, rank_of
 from shared.noise import Noise
 from shared.privacy.ledger import Ledger
-from shared.protocol import BELOW_CLIP, Manifest, decode_request, encode_refusal, encode_reply, request_digest
+from shared.protocol import (
+    BELOW_CLIP,
+    DIFFERENCE_BOUND,
+    Manifest,
+    decode_request,
+    encode_refusal,
+    encode_reply,
+    request_digest,
+)
 from shared.runtime import Runtime, public_settings, runtime_from_settings
 from shared.schema import Recommendation
 from shared.secagg.messages import SecureQuestion, decode_question, is_secure
@@ -38,9 +46,6 @@ from shared.secagg.ring import SecurePlan
 from shared.secagg.skellam import share_variance
 
 log = logging.getLogger("homerank.client")
-
-#: The quality comparison is sent as half the NDCG@10 difference, so one person moves the sum by at most this.
-DIFFERENCE_CLIP = 0.5
 
 
 class Device:
@@ -185,10 +190,8 @@ class Device:
             update = self._popularity(runtime, noise)
         else:
             update = self._difference(runtime, limit=noise.event.clip / 2 if noise.event else math.inf)
-        if (
-            noise.mode != "none" and not update.is_finite()
-        ):  # no clip bounds NaN or infinity, and a refusal would tell that they were there
-            update = update.zeros()
+        if noise.mode != "none" and not update.is_finite():
+            update = update.zeros()  # no clip bounds NaN or infinity, and a refusal would tell that they were there
         return update.clipped(noise.bound)
 
     def _verified_runtime(self, manifest: Manifest) -> Runtime:
@@ -254,7 +257,7 @@ class Device:
                 )[0]
                 for learned in (True, False)
             ]
-            limit = min(DIFFERENCE_CLIP, limit)
+            limit = min(DIFFERENCE_BOUND, limit)
             gain = float(np.clip((quality[0] - quality[1]) / 2, -limit, limit))
         return AdapterState({"difference": np.array([gain], dtype=np.float32)})
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from math import prod
 from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from shared.adapter import AdapterState
 from shared.errors import ProtocolError
 from shared.protocol import Manifest
 from shared.secagg import graph, masks, shamir
@@ -119,7 +119,7 @@ class SecureDevice:
         return total
 
     def _noisy_steps(self, manifest: Manifest) -> NDArray[np.int64]:
-        size, vector = sum(map(prod, manifest.reply.values())), self.compute()
+        size, vector = AdapterState.length(manifest.reply), self.compute()
         if vector.shape != (size,):
             raise ProtocolError(f"found a vector of shape {vector.shape}; expected ({size},)", code="failed")
         noise = skellam_noise(size, variance=self.plan.variance, rng=self.rng)

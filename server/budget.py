@@ -12,10 +12,8 @@ from shared.config import Config
 from shared.errors import PrivacyError
 from shared.noise import MODES, Layer, Noise
 from shared.privacy.plan import PHASES, Demand, LayerPlan, NoisePlan, plan_layer
+from shared.protocol import DIFFERENCE_BOUND
 from shared.secagg.ring import ring_scale
-
-#: A device's answer to the comparison is half an NDCG difference, so it lies between -0.5 and 0.5.
-DIFFERENCE_BOUND = 0.5
 
 
 def sensitivities(config: Config, phase: str, *, update_clip: float | None = None) -> dict[str, float]:

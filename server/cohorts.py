@@ -11,9 +11,7 @@ from flwr.serverapp import Grid
 
 from shared.config import Federation
 from shared.errors import RunError
-
-#: A sum of one or two hides nobody.
-FEWEST_HIDDEN = 3
+from shared.secagg.graph import LEAST_COHORT
 
 
 def wait_for_devices(grid: Grid, federation: Federation) -> list[int]:
@@ -26,9 +24,9 @@ def wait_for_devices(grid: Grid, federation: Federation) -> list[int]:
         if time.monotonic() > deadline:
             raise RunError(f"found {len(nodes)} connected devices; expected at least {wanted}")
         time.sleep(0.5)
-    if federation.secure_aggregation and len(nodes) < FEWEST_HIDDEN:
+    if federation.secure_aggregation and len(nodes) < LEAST_COHORT:
         raise RunError(
-            f"found {len(nodes)} devices; secure aggregation hides nobody among fewer than {FEWEST_HIDDEN}."
+            f"found {len(nodes)} devices; secure aggregation hides nobody among fewer than {LEAST_COHORT}."
             " Wait for more (federation.minimum_devices)"
         )
     return nodes

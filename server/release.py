@@ -105,16 +105,16 @@ class Releaser:
         else:
             replies = self._collect(grid, nodes, manifest=manifest, state=state, aggregator=aggregator)
         self._on_step("asked", manifest)
+        size = AdapterState.length(manifest.reply)
         generator = noise_generator(self._seed, replies.question)
         if replies.total is None or replies.answers < noise.quorum:
             if correlation is not None:
-                aggregator.noise(AdapterState.length(manifest.reply), generator)
+                aggregator.noise(size, generator)
             # Under trust = local every reply is a release to this server, whether it is summed or not.
             seen = noise.trust == "local" and replies.answers > 0
-            size = AdapterState.length(manifest.reply)
             head = self._charge(manifest, noise, dimension=size) if seen else None
             return Released(None, replies.answers, head, replies.refused)
-        head = self._charge(manifest, noise, dimension=replies.total.size)
+        head = self._charge(manifest, noise, dimension=size)
         self._on_step("charged", manifest)
         released = aggregator.release(replies.total, generator)
         self._on_step("released", manifest)

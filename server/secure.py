@@ -11,7 +11,6 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import TypeVar
 
 import numpy as np
@@ -97,10 +96,10 @@ class SecureExchange:
         self._nodes = nodes
         self._manifest = manifest
         self._state = state
-        self._quorum = max(plan.quorum, graph.LEAST_THRESHOLD + 1)
+        self._quorum = max(plan.quorum, graph.LEAST_COHORT)
         self._timeout = timeout
         self._session = secrets.token_bytes(SESSION_BYTES)
-        self._size = sum(map(prod, manifest.reply.values()))
+        self._size = AdapterState.length(manifest.reply)
 
     def run(self) -> SecureSum | None:
         """The sum of the survivors' vectors, or None and `reason`. A session is run once."""

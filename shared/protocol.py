@@ -28,6 +28,8 @@ PHASES = ("popularity", "train", "validate", "install")
 REFUSALS = ("bad-message", "budget", "catalogue", "backbone", "trust", "schema", "failed")
 #: Entry of a training reply that says whether the update's norm was within the clip.
 BELOW_CLIP = "below_clip"
+#: A device's answer to the comparison is half an NDCG difference, so it lies between minus this and this.
+DIFFERENCE_BOUND = 0.5
 MAX_MANIFEST_CHARS = 200_000
 MAX_ENTRIES = 50_000_000
 
@@ -124,13 +126,13 @@ def encode_reply(manifest: Manifest, state: AdapterState) -> RecordDict:
     """A device's answer: the packed array and which message it answers."""
     if state.shapes != manifest.reply:
         raise ProtocolError("the reply does not have the names and shapes the request asked for", code="failed")
-    return _record(_address(manifest), state.pack())
+    return _record(address_of(manifest), state.pack())
 
 
 def encode_refusal(code: str, manifest: Manifest | None = None) -> RecordDict:
     """A device's refusal: a code from REFUSALS and nothing else."""
     known = code if code in REFUSALS else "failed"
-    address = _address(manifest) if manifest else {}
+    address = address_of(manifest) if manifest else {}
     return RecordDict({"config": ConfigRecord({**address, "refusal": known})})
 
 
@@ -148,8 +150,8 @@ def decode_reply(content: RecordDict, manifest: Manifest) -> AdapterState:
     refusal = _refusal(content)
     if refusal is not None:
         raise ProtocolError(f"the device refused: {refusal}", code=refusal)
-    config, packed = _parts(content, set(_address(manifest)))
-    if dict(config) != _address(manifest):
+    config, packed = _parts(content, set(address_of(manifest)))
+    if dict(config) != address_of(manifest):
         raise ProtocolError("the reply answers another message")
     expected = AdapterState.length(manifest.reply)
     if packed.shape != (expected,):
@@ -159,7 +161,8 @@ def decode_reply(content: RecordDict, manifest: Manifest) -> AdapterState:
     return AdapterState.unpack(packed, manifest.reply)
 
 
-def _address(manifest: Manifest) -> dict[str, Any]:
+def address_of(manifest: Manifest) -> dict[str, Any]:
+    """What every reply repeats of its question."""
     return {
         "schema": manifest.schema,
         "run": manifest.run,

@@ -97,7 +97,6 @@ class InlineGrid(Grid):
 def run_inline(folder: Path, *, devices: int) -> None:
     """Run or continue the experiment of a run folder in this process, under faults when its settings ask for them."""
     from client.app import app as client_app
-    from server.app import app as server_app
 
     config = load_config(folder / "config.toml")
     if config.simulation.chaos:
@@ -105,6 +104,13 @@ def run_inline(folder: Path, *, devices: int) -> None:
 
         run_chaotic(folder, devices=devices, chaos=Chaos.of_rate(config.seed, config.simulation.chaos))
         return
+    serve_inline(folder, client_app, devices=devices)
+
+
+def serve_inline(folder: Path, client_app: ClientFunction, *, devices: int) -> None:
+    """Run or continue the experiment of a run folder in this process with the given devices."""
+    from server.app import app as server_app
+
     run_config: dict[str, Any] = {"out": str(folder)}
     grid = InlineGrid(client_app, devices=devices, run_config=run_config)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)

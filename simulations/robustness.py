@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.app import app as honest_app
 from client.samples import seen_items
-from server.app import app as server_app
 from shared.adapter import AdapterState
 from shared.artifacts import load_arrays
 from shared.config import Config, merge
@@ -20,7 +18,7 @@ from shared.errors import ConfigError
 from shared.metrics import summary
 from shared.runtime import runtime_for
 from simulations.attackers import Attack, HostileApp, choose_hostile, choose_target, item_counts
-from simulations.engines import InlineGrid
+from simulations.engines import serve_inline
 from simulations.evaluation import rank_cases, test_cases
 from simulations.runfolder import RunFolder, prepare
 
@@ -92,9 +90,7 @@ def robustness_table(
 def train_under_attack(run: RunFolder, attack: Attack | None) -> None:
     """Run the experiment of a run folder in this process, some devices hostile."""
     app: ClientApp = honest_app if attack is None else HostileApp(run, attack)
-    run_config: dict[str, Any] = {"out": str(run.path)}
-    grid = InlineGrid(app, devices=run.devices, run_config=run_config)
-    server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config))
+    serve_inline(run.path, app, devices=run.devices)
 
 
 def measure(run: RunFolder, *, hostile: frozenset[int], target: int) -> dict[str, float]:

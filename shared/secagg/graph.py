@@ -10,6 +10,8 @@ import numpy as np
 SPARSE_FROM = 48
 #: A sum of two tells each of the two the other's vector, so at least two neighbours must survive beside a device.
 LEAST_THRESHOLD = 2
+#: Devices of which a sum may be taken at least.
+LEAST_COHORT = LEAST_THRESHOLD + 1
 
 
 def degree(devices: int) -> int:

@@ -23,7 +23,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from shared.adapter import AdapterState
 from shared.errors import ProtocolError
-from shared.protocol import Manifest, decode_reply, decode_request
+from shared.protocol import Manifest, address_of, decode_reply, decode_request
 from shared.secagg.ring import Residues
 
 RECORD = "secure"
@@ -129,7 +129,7 @@ def decode_question(content: RecordDict) -> SecureQuestion:
 
 def encode_reply(body: Reply, *, manifest: Manifest) -> RecordDict:
     """A device's answer to any stage but `masked`."""
-    return RecordDict({"config": ConfigRecord(_address(manifest)), RECORD: ConfigRecord(dict(vars(body)))})
+    return RecordDict({"config": ConfigRecord(address_of(manifest)), RECORD: ConfigRecord(dict(vars(body)))})
 
 
 def read_reply(content: RecordDict, kind: type[Body], *, manifest: Manifest) -> Body:
@@ -144,7 +144,7 @@ def read_reply(content: RecordDict, kind: type[Body], *, manifest: Manifest) -> 
 def encode_masked(vector: Residues, *, manifest: Manifest) -> RecordDict:
     """A masked vector (d,): four bytes per entry and no number besides."""
     wire = WireArray(dtype="uint32", shape=vector.shape, stype="raw", data=vector.astype("<u4").tobytes())
-    return RecordDict({"config": ConfigRecord(_address(manifest)), "arrays": ArrayRecord({"masked": wire})})
+    return RecordDict({"config": ConfigRecord(address_of(manifest)), "arrays": ArrayRecord({"masked": wire})})
 
 
 def read_masked(content: RecordDict, *, manifest: Manifest, size: int) -> Residues:
@@ -172,13 +172,8 @@ def _check_address(content: RecordDict, manifest: Manifest, *, other: str) -> No
     config = content.get("config")
     if isinstance(config, ConfigRecord) and "refusal" in config:
         decode_reply(content, manifest)  # raises with the refusal's code
-    if set(content) != {"config", other} or dict(config or {}) != _address(manifest):
+    if set(content) != {"config", other} or dict(config or {}) != address_of(manifest):
         raise ProtocolError("the reply answers another message or carries other records")
-
-
-def _address(manifest: Manifest) -> dict[str, Any]:
-    names = ("schema", "run", "round", "phase")
-    return {name: getattr(manifest, name) for name in names}
 
 
 def _read(kind: type[Body], values: Mapping[str, Any]) -> Body:

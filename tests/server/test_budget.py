@@ -83,7 +83,7 @@ def test_the_sensitivities_of_the_table_by_hand() -> None:
     assert sensitivities(settings, "train") == {"event": 1.5, "user": 1.0}
     assert sensitivities(settings, "train", update_clip=0.25) == {"event": 1.5, "user": 0.25}
     assert sensitivities(settings, "validate") == {"event": 1.0, "user": 0.5}
-    assert device_module.DIFFERENCE_CLIP == DIFFERENCE_BOUND
+    assert device_module.DIFFERENCE_BOUND == DIFFERENCE_BOUND
 
 
 @pytest.mark.parametrize("unit", ["event", "user"])
