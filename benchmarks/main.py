@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 HEAD = (
-    "| experiment | NDCG@10 zero-shot | federated | difference, 95 % interval | HR@10 | local only | shipped"
-    " | train s | peak GB |\n|---|---|---|---|---|---|---|---|---|"
+    "| experiment | NDCG@10 zero-shot | prior | federated | federated minus zero-shot, 95 % interval | HR@10"
+    " | NDCG@10, 99 neg. | local only | shipped | train s | peak GB |\n|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -42,9 +42,11 @@ def row(name: str, result: dict[str, Any]) -> str:
     cells = (
         name,
         f"{metrics['zero_shot']['ndcg@10']:.4f}",
+        f"{metrics['prior']['ndcg@10']:.4f}" if "prior" in metrics else "-",
         f"{metrics['federated']['ndcg@10']:.4f}",
         f"{change['difference']:+.4f} ({change['low']:+.4f} to {change['high']:+.4f})",
         f"{metrics['federated']['hr@10']:.4f}",
+        f"{metrics['federated']['ndcg@10_99neg']:.4f}",
         f"{alone['ndcg@10']:.4f} ({alone['users']} users)" if alone else "-",
         result["outcome"]["shipped"],
         f"{result['seconds']['train']:.0f}",

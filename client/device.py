@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from client import trainer
 from client.limits import Limits
 from client.ranker import recommend, score_catalogue
-from client.request import check_reply_form, read_step, refuse_coarse, stream
+from client.request import check_reply_form, compared, read_step, refuse_coarse, stream
 from client.samples import seen_items, training_windows
 from client.secure import SecureDevice
 from client.store import History, Role, Store
@@ -28,7 +29,9 @@ from shared.artifacts import POPULARITY, save_adapter
 from shared.catalogue import Catalogue
 from shared.errors import AdapterError, BackboneError, BudgetError, HomerankError, ProtocolError
 from shared.metrics import ndcg, rank_of
+from shared.model import Stage
 from shared.noise import Noise
+from shared.prior import window_moments
 from shared.privacy.ledger import Ledger
 from shared.protocol import (
     BELOW_CLIP,
@@ -148,7 +151,7 @@ class Device:
         self, runtime: Runtime, manifest: Manifest, noise: Noise, *, state: AdapterState, question: bytes
     ) -> AdapterState:
         """Check, charge the ledger, measure: nothing is computed from behaviour before it is paid for."""
-        if manifest.phase != "popularity":
+        if manifest.phase not in ("popularity", "prior"):
             _install(runtime, state)
         step = read_step(manifest, noise) if manifest.phase == "train" else None
         if step is not None and noise.event and not noise.by_opacus:
@@ -188,8 +191,10 @@ class Device:
                 update = _with_quantile(update, manifest.settings["training"])
         elif manifest.phase == "popularity":
             update = self._popularity(runtime, noise)
+        elif manifest.phase == "prior":
+            update = self._moments(runtime, noise)
         else:
-            update = self._difference(runtime, limit=noise.event.clip / 2 if noise.event else math.inf)
+            update = self._differences(runtime, noise, stages=compared(runtime))
         if noise.mode != "none" and not update.is_finite():
             update = update.zeros()  # no clip bounds NaN or infinity, and a refusal would tell that they were there
         return update.clipped(noise.bound)
@@ -234,32 +239,29 @@ class Device:
         clip = noise.event.clip if noise.event else math.inf
         return AdapterState({POPULARITY: trainer.clipped_popularity(liked, count=len(self.catalogue), clip=clip)})
 
-    def _difference(self, runtime: Runtime, *, limit: float) -> AdapterState:
-        """Half the NDCG@10 gain of the adapter over the start on this device's held-out event, clipped."""
-        history = self.history()
-        held_out = np.flatnonzero(history.roles == Role.VALIDATE)
-        gain = 0.0
+    def _moments(self, runtime: Runtime, noise: Noise) -> AdapterState:
+        windows = training_windows(self.history(), length=runtime.config.model.history)
+        clip = noise.event.clip if noise.event else math.inf
+        if runtime.scorer.layout is None:  # `check_reply_form` has refused such a question
+            raise ProtocolError("this model's settings have no prior")
+        return AdapterState(window_moments(windows, runtime.table, runtime.scorer.layout, clip=clip))
+
+    def _differences(self, runtime: Runtime, noise: Noise, *, stages: Sequence[Stage]) -> AdapterState:
+        """Half the NDCG@10 gain of each stage over the start on this device's held-out event, clipped."""
+        limit = noise.event.clip / (2 * math.sqrt(len(stages))) if noise.event else math.inf
+        gains = np.zeros(len(stages))
+        held_out = np.flatnonzero((history := self.history()).roles == Role.VALIDATE)
         if len(held_out):
-            target = int(held_out[-1])
-            before = history[:target]
-            quality = [
-                ndcg(
-                    np.array(
-                        [
-                            rank_of(
-                                score_catalogue(runtime, [before], learned=learned)[0],
-                                int(history.items[target]),
-                                removed=seen_items(before),
-                            )
-                        ]
-                    ),
-                    10,
-                )[0]
-                for learned in (True, False)
-            ]
+            before, target = history[: held_out[-1]], int(history.items[held_out[-1]])
+            quality = [_quality(runtime, before, target, stage=stage) for stage in ("start", *stages)]
             limit = min(DIFFERENCE_BOUND, limit)
-            gain = float(np.clip((quality[0] - quality[1]) / 2, -limit, limit))
-        return AdapterState({"difference": np.array([gain], dtype=np.float32)})
+            gains = np.clip((np.array(quality[1:]) - quality[0]) / 2, -limit, limit)
+        return AdapterState({"difference": gains.astype(np.float32)})
+
+
+def _quality(runtime: Runtime, history: History, target: int, *, stage: Stage) -> float:
+    scores = score_catalogue(runtime, [history], stage=stage)[0]
+    return float(ndcg([rank_of(scores, target, removed=seen_items(history))], 10)[0])
 
 
 def _install(runtime: Runtime, state: AdapterState) -> None:

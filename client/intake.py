@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from client.store import Role, Row, Store
+from client.store import Role, Row, Store, known
 from shared.artifacts import save_catalogue
 from shared.datasets import load_data
+from shared.datasets.attributes import read_attributes
 from shared.datasets.splits import qualifying
 from shared.errors import DataError
 
@@ -35,11 +36,14 @@ def import_history(data: Path, *, user: str | None, store: Path, catalogue: Path
     items = interactions.catalogue.items
     events: list[Row] = []
     for seq, event in enumerate(range(rows.start, rows.stop)):
-        time = float(interactions.time[event])
         role = Role.VALIDATE if seq == held_out else Role.TRAIN if held_out < 0 or seq < held_out else Role.HISTORY
-        known = None if np.isnan(time) else time
-        events.append((0, seq, items[interactions.item[event]].id, known, int(interactions.kind[event]), int(role)))
+        time, value = known(interactions.time[event]), known(interactions.value[event])
+        item, kind = items[interactions.item[event]].id, int(interactions.kind[event])
+        events.append((0, seq, item, time, kind, int(role), value))
+    name = interactions.users[number]
+    about = [(0, attribute, of[name]) for attribute, of in read_attributes(data).items() if name in of]
     save_catalogue(interactions.catalogue, catalogue)  # first: a store with events means that all is there
+    opened.set_attributes(about)
     opened.replace(events)
     opened.close()
     return len(events)

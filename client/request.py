@@ -10,6 +10,7 @@ from client.trainer import Step
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY
 from shared.errors import ProtocolError
+from shared.model import Stage
 from shared.noise import LEAST_CLIP, Noise
 from shared.protocol import BELOW_CLIP, Manifest
 from shared.runtime import Runtime
@@ -19,14 +20,21 @@ def check_reply_form(manifest: Manifest, runtime: Runtime) -> None:
     """Refuse an answer that could not be given before anything is charged for it."""
     trained = runtime.start.shapes
     asked = {name: shape for name, shape in manifest.reply.items() if name != BELOW_CLIP}
+    layout, reply = runtime.scorer.layout, manifest.reply
     known = {
-        "popularity": manifest.reply == {POPULARITY: (len(runtime.catalogue),)},
-        "train": bool(asked) and asked.items() <= trained.items() and manifest.reply.get(BELOW_CLIP, (1,)) == (1,),
-        "validate": manifest.reply == {"difference": (1,)},
-        "install": manifest.reply == {} and POPULARITY in manifest.shapes,
+        "popularity": reply == {POPULARITY: (len(runtime.catalogue),)},
+        "prior": layout is not None and reply == layout.shapes,
+        "train": bool(asked) and asked.items() <= trained.items() and reply.get(BELOW_CLIP, (1,)) == (1,),
+        "validate": reply == {"difference": (len(compared(runtime)),)},
+        "install": reply == {} and POPULARITY in manifest.shapes,
     }
     if not known[manifest.phase]:
         raise ProtocolError(f"found a {manifest.phase} message that asks for something else")
+
+
+def compared(runtime: Runtime) -> tuple[Stage, ...]:
+    """Which of a candidate's stages a device compares with the start, in the order of its answer."""
+    return ("adapter",) if runtime.scorer.layout is None else ("prior", "adapter")
 
 
 def read_step(manifest: Manifest, noise: Noise) -> Step:
@@ -48,6 +56,8 @@ def read_step(manifest: Manifest, noise: Noise) -> Step:
     sound = 1 <= step.steps <= 10_000 and 0 < step.sample_rate <= 1 and 1e-9 <= step.learning_rate <= 1e6
     if not sound or (BELOW_CLIP in manifest.reply and not all(LEAST_CLIP <= size <= 1 / LEAST_CLIP for size in sizes)):
         raise ProtocolError(f"found an unusable training plan {step}")
+    if noise.mode == "event" and "attributes" in manifest.settings["model"]["context"]:
+        raise ProtocolError("noise for one window does not cover what is read with all of them", code="trust")
     if noise.event and BELOW_CLIP in manifest.reply:
         raise ProtocolError("the noise for one window does not cover what it does to the clip's quantile", code="trust")
     if step.steps > 1 and noise.event and not noise.by_opacus:

@@ -22,7 +22,9 @@ from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 
 from shared.adapter import AdapterState
 from shared.errors import PrivacyError
-from shared.model import ItemTable, Scorer, Windows, read_parameters, trainable
+from shared.items import ItemTable
+from shared.model import Scorer, read_parameters, trainable
+from shared.windows import Windows
 
 #: A seed whose place in torch's random state shows where the state's words are.
 _PROBE = 0x5EED5EED

@@ -10,7 +10,9 @@ from server.cohorts import cohort_size, participation_cap, rounds_per_pass
 from shared.adapter import AdapterState
 from shared.config import Config
 from shared.errors import PrivacyError
+from shared.model import Stage
 from shared.noise import MODES, Layer, Noise
+from shared.prior import PriorLayout
 from shared.privacy.plan import PHASES, Demand, LayerPlan, NoisePlan, plan_layer
 from shared.protocol import DIFFERENCE_BOUND
 from shared.secagg.ring import ring_scale
@@ -22,17 +24,41 @@ def sensitivities(config: Config, phase: str, *, update_clip: float | None = Non
     | phase | event: another window | user: a person comes or goes |
     |---|---|---|
     | popularity | sqrt(L): a window holds at most L items | sqrt(L): the whole count is clipped to it |
+    | prior | the clip of a window's moments | the same clip, of a whole reply |
     | train | local learning rate times the per-window clip | the clip of the whole update, see `whole_reply_bound` |
-    | validate | 1: from one end of the range to the other | 0.5: the range is -0.5 to 0.5 |
+    | validate | sqrt(n): from one end of each of n ranges to the other | sqrt(n) / 2: a range is -0.5 to 0.5 |
+
+    n is the number of rankers compared with the start, see `compared`.
     """
     if phase == "popularity":
         length = math.sqrt(config.model.history)
         return {"event": length, "user": length}
+    if phase == "prior":
+        return {"event": config.prior.clip, "user": config.prior.clip}
     if phase == "validate":
-        return {"event": 2 * DIFFERENCE_BOUND, "user": DIFFERENCE_BOUND}
+        bound = DIFFERENCE_BOUND * math.sqrt(len(compared(config)))
+        return {"event": 2 * bound, "user": bound}
     clip = config.privacy.user_clip if update_clip is None else update_clip
     window = config.training.local_learning_rate * config.training.clip_norm
     return {"event": window, "user": whole_reply_bound(config, clip)}
+
+
+def compared(config: Config) -> tuple[Stage, ...]:
+    """The rankers that devices compare with the start at the end of a run."""
+    return ("prior", "adapter") if config.prior.half_lives else ("adapter",)
+
+
+def budget_shares(config: Config) -> dict[str, float]:
+    """Part of the budget for each phase; a phase that is not asked gets none, and the rest is scaled up to 1."""
+    privacy = config.privacy
+    shares = {
+        "popularity": privacy.popularity_share,
+        "prior": privacy.prior_share if config.prior.half_lives else 0.0,
+        "validate": privacy.validation_share,
+    }
+    training = 1.0 - sum(shares.values()) if config.federation.rounds else 0.0
+    total = sum(shares.values()) + training
+    return {phase: share / total for phase, share in {**shares, "train": training}.items()}
 
 
 def whole_reply_bound(config: Config, clip: float) -> float:
@@ -71,9 +97,7 @@ def demand(
 
     dimensions: entries of each phase's reply. steps: integer steps of a whole reply's clip, 0 for real numbers.
     """
-    privacy, federation, training = config.privacy, config.federation, config.training
-    shares = {"popularity": privacy.popularity_share, "validate": privacy.validation_share}
-    shares["train"] = 1.0 - sum(shares.values())
+    federation, training = config.federation, config.training
     participations, rate = participation_cap(federation, devices), 1.0
     if unit == "event":
         participations, rate = participations * training.local_steps, training.window_sample_rate
@@ -82,7 +106,7 @@ def demand(
     relative = [sensitivities(config, phase)[unit] / sensitivities(config, phase)["user"] for phase in PHASES]
     return Demand(
         unit,
-        shares=shares,
+        shares=budget_shares(config),
         steps=participations,
         sample_rate=rate,
         dimensions=dict(dimensions) if steps else {},
@@ -90,12 +114,19 @@ def demand(
     )
 
 
-def reply_sizes(config: Config, adapter: AdapterState, *, items: int) -> dict[str, int]:
+def reply_sizes(
+    config: Config, adapter: AdapterState, *, items: int, layout: PriorLayout | None = None
+) -> dict[str, int]:
     """Entries of the largest reply of each phase; `plan_budget` needs them for integer noise."""
     rule, adaptive = config.federation.aggregation, 1 if config.privacy.clip_quantile else 0
     trained = [trained_names(rule, round_number=number, names=list(adapter)) for number in (1, 2)]
     largest = max(adapter.select(names).size for names in trained)
-    return {"popularity": items, "train": largest + adaptive, "validate": 1}
+    return {
+        "popularity": items,
+        "prior": AdapterState.length(layout.shapes) if layout else 0,
+        "train": largest + adaptive,
+        "validate": len(compared(config)),
+    }
 
 
 def plan_budget(
@@ -196,5 +227,5 @@ def run_facts(config: Config, plan: NoisePlan, *, devices: int, seeded: bool) ->
         "participation_cap": plan.participations,
         "amplified": plan.user_steps > 0,
         "noise_bands": config.privacy.noise_bands,
-        "phases": list(PHASES),
+        "phases": [phase for phase in PHASES if budget_shares(config)[phase]],
     }

@@ -19,7 +19,7 @@ from shared.artifacts import load_arrays, save_arrays, write_atomic
 from shared.errors import AdapterError, RunError
 from shared.privacy.chain import Head
 
-CHECKPOINT_SCHEMA = 3
+CHECKPOINT_SCHEMA = 4
 
 
 @dataclass
@@ -29,7 +29,7 @@ class ServerState:
     round: last committed training round, 0 before the first. popularity: log popularity (N,) once released.
     averaged, averaged_rounds: sum of the adapters of the last rounds when averaging is on.
     outcome: how the experiment ended, empty while it runs. population, members: number and SHA-256 of the devices when
-    it began; the plan rests on them.
+    it began; the plan rests on them. priors: SHA-256 of the file of solved priors, empty before.
     asked: how often each device, by node id, was asked to train.
     clip: current clip of whole updates. noises: past correlated noise, as secret as updates. head: newest entry of the
     server's ledger that this state rests on. row: newest row of metrics.jsonl.
@@ -43,6 +43,7 @@ class ServerState:
     averaged: AdapterState | None = None
     averaged_rounds: int = 0
     outcome: dict[str, Any] = field(default_factory=dict)
+    priors: str = ""
     population: int = 0
     members: str = ""
     asked: dict[str, int] = field(default_factory=dict)
@@ -74,10 +75,6 @@ class ServerState:
         """The devices of a cohort that have been asked fewer than `cap` times, whoever was connected before."""
         return [node for node in cohort if self.asked.get(str(node), 0) < cap]
 
-    def shipped(self, start: AdapterState) -> AdapterState:
-        """What ranks from now on: the result, or the start where the comparison kept it."""
-        return self.result() if self.outcome["shipped"] == "adapter" else start
-
     def record(self, folder: Path, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl."""
         with (folder / "metrics.jsonl").open("a", encoding="utf-8") as handle:
@@ -106,6 +103,7 @@ class ServerState:
             "steps": self.optimiser.steps,
             "averaged_rounds": self.averaged_rounds,
             "outcome": self.outcome,
+            "priors": self.priors,
             "population": self.population,
             "members": self.members,
             "asked": self.asked,
@@ -144,6 +142,7 @@ class ServerState:
                 averaged=AdapterState(averaged) if averaged else None,
                 averaged_rounds=int(facts["averaged_rounds"]),
                 outcome=facts["outcome"],
+                priors=str(facts["priors"]),
                 population=int(facts["population"]),
                 members=str(facts["members"]),
                 asked=dict(facts["asked"]),

@@ -49,8 +49,7 @@ def prepare_run(target: Path, *, catalogue: Path, config: Path | None, assignmen
     with other settings or another catalogue, ConfigError and DataError for bad input.
     """
     settings = load_config(config) if config else merge(Config(), {"privacy": {"mode": "event"}})
-    for assignment in assignments:
-        settings = override(settings, assignment)
+    settings = override(settings, *assignments)
     items = read_items(catalogue)
     known = target / "config.toml"
     if known.exists():

@@ -15,7 +15,12 @@ from shared.artifacts import save_adapter
 from shared.catalogue import Catalogue
 from shared.config import Config
 from shared.errors import RunError
+from shared.model import Stage
 from shared.runtime import Runtime, public_settings
+
+#: A stage must beat the start by this many standard deviations of the privacy noise in the comparison.
+CONFIDENCE = 1.645
+_KEPT = {"prior": "the prior is better, training on top of it is not", "adapter": "the trained adapter is better"}
 
 
 def run_name(config: Config, catalogue: Catalogue, folder: Path, *, deployment: bool) -> str:
@@ -28,16 +33,28 @@ def run_name(config: Config, catalogue: Catalogue, folder: Path, *, deployment: 
     return f"{catalogue.fingerprint[:12]}-{part}"
 
 
-def verdict(better: bool, gain: float, deviation: float, *, refused: str) -> dict[str, Any]:
-    """Which ranker is shipped and why. gain: NDCG@10 difference, -infinity when too few devices answered."""
-    if gain == -math.inf:
+def verdict(gains: Mapping[Stage, float], deviation: float, *, refused: str) -> dict[str, Any]:
+    """Which ranker is shipped and why.
+
+    gains: NDCG@10 difference to the start by stage, simplest first; empty when too few devices answered. deviation: of
+    the privacy noise in each. A stage is shipped when it beats the start clearly, and the simpler stages too.
+    """
+    if not gains:
         reason = f"too few devices answered the comparison ({refused}); the start is kept"
-        return {"shipped": "start", "gain": None, "noise": None, "reason": reason}
-    found = f"NDCG@10 on held-out events {gain:+.4f}"
+        return {"shipped": "start", "gain": None, "noise": None, "gains": {}, "reason": reason}
+    needed = CONFIDENCE * deviation
+    shipped: Stage = "start"
+    best = 0.0
+    for stage, gain in gains.items():  # the noise of a difference of two gains is larger by sqrt(2)
+        margin = needed if shipped == "start" else needed * math.sqrt(2)
+        if margin < gain - best and needed < 1:  # NDCG cannot gain more than 1: such a comparison decides nothing
+            shipped, best = stage, gain
+    gain = gains[shipped] if shipped in gains else max(gains.values())
+    found = "NDCG@10 on held-out events " + ", ".join(f"{stage} {gain:+.4f}" for stage, gain in gains.items())
     if deviation:
         found += f" with privacy noise of standard deviation {deviation:.4f}"
-    reason = f"{found}: the trained adapter is better" if better else f"{found}: not clearly better, the start is kept"
-    return {"shipped": "adapter" if better else "start", "gain": gain, "noise": deviation, "reason": reason}
+    reason = f"{found}: not clearly better, the start is kept" if shipped == "start" else f"{found}: {_KEPT[shipped]}"
+    return {"shipped": shipped, "gain": gain, "noise": deviation, "gains": dict(gains), "reason": reason}
 
 
 def ship(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,17 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from server.aggregation import mean_of, trained_names
-from server.budget import phase_noise, plan_budget, quantile_weight, reply_sizes, run_facts, unit_budgets
+from server.budget import compared, phase_noise, plan_budget, reply_sizes, run_facts, unit_budgets
 from server.checkpoint import ServerState
 from server.clipping import next_clip
 from server.cohorts import cohort_size, sample_cohort, survey_cohort, wait_for_devices
 from server.correlated import Correlation
 from server.exchange import Exchange
 from server.ledger import ServerLedger
+from server.messages import Messages
 from server.optimiser import ServerOptimiser
 from server.popularity import log_popularity
+from server.prior import Priors, groups_of, turn_of
 from server.release import Released, Releaser
 from server.shipping import run_name, ship, verdict
 from shared.adapter import AdapterState
@@ -34,7 +35,7 @@ from shared.noise import Noise
 from shared.privacy.plan import NoisePlan
 from shared.privacy.statement import privacy_facts
 from shared.protocol import BELOW_CLIP, Manifest, Shapes
-from shared.runtime import Runtime, public_settings, runtime_for
+from shared.runtime import Runtime, runtime_for
 
 log = logging.getLogger("homerank.server")
 
@@ -42,8 +43,6 @@ log = logging.getLogger("homerank.server")
 MAX_FAILED_ROUNDS = 3
 #: Seconds a deployment waits after the first round below the quorum; twice that after the next.
 BACK_OFF = 30.0
-#: The result must beat the start by this many standard deviations of the privacy noise in the comparison.
-CONFIDENCE = 1.645
 
 
 class Strategy:
@@ -73,6 +72,8 @@ class Strategy:
         self._release = Releaser(config, ledger, seed=None if deployment else config.seed, on_step=on_step)
         self.runtime: Runtime = runtime_for(config, catalogue)
         self.state = self._first_or_last_state()
+        self._messages = Messages(config, self.runtime, state=self.state, folder=folder)
+        self.priors = Priors.load(folder, digest=self.state.priors) if self.state.priors else None
 
     def _first_or_last_state(self) -> ServerState:
         """The checkpoint if there is one; PrivacyError when it knows of charges that the ledger does not."""
@@ -109,6 +110,8 @@ class Strategy:
             self.ledger.open_run(self.state.run, facts)
         if self.state.popularity is None:
             self._count_popularity(grid, nodes, plan)
+        if self.config.prior.half_lives and self.priors is None:
+            self._sum_moments(grid, nodes, plan)
         failed = 0
         while not self.state.outcome and self.state.round < federation.rounds:
             failed = 0 if self._training_round(grid, nodes, plan) else failed + 1
@@ -131,14 +134,15 @@ class Strategy:
             self._deliver(grid, nodes)
 
     def _plan(self, devices: int) -> NoisePlan | None:
-        dimensions = reply_sizes(self.config, self.state.adapter, items=len(self.catalogue))
+        layout = self.runtime.scorer.layout
+        dimensions = reply_sizes(self.config, self.state.adapter, items=len(self.catalogue), layout=layout)
         return plan_budget(self.config, devices, simulation=not self.deployment, dimensions=dimensions)
 
     def _count_popularity(self, grid: Grid, nodes: Sequence[int], plan: NoisePlan | None) -> None:
         nodes = survey_cohort(self.config.federation, nodes=nodes, phase="popularity", seed=self.config.seed)
         noise = phase_noise(self.config, plan, phase="popularity", asked=len(nodes))
         reply: Shapes = {POPULARITY: (len(self.catalogue),)}
-        manifest = self._manifest("popularity", AdapterState({}), reply=reply, noise=noise)
+        manifest = self._messages.manifest("popularity", AdapterState({}), reply=reply, noise=noise)
         found = self._release(grid, nodes, manifest=manifest, state=AdapterState({}), noise=noise)
         if found.total is None:
             raise RunError(f"the popularity count got {found.answers} of {len(nodes)} replies: {found.why}")
@@ -147,12 +151,38 @@ class Strategy:
         self._keep_snapshot()
         self._commit(manifest, found)
 
+    def _sum_moments(self, grid: Grid, nodes: Sequence[int], plan: NoisePlan | None) -> None:
+        """Ask each device once for its moments, group by group, and solve the priors."""
+        layout = self.runtime.scorer.layout
+        if layout is None:
+            raise RunError("found no layout of the prior; expected prior.half_lives with widths")
+        nodes = survey_cohort(self.config.federation, nodes=nodes, phase="prior", seed=self.config.seed)
+        empty = AdapterState({})
+        sums, stds, answers, refused = [], [], 0, Counter[str]()
+        for group, members in enumerate(groups_of(self.config, nodes)):
+            noise = phase_noise(self.config, plan, phase="prior", asked=len(members))
+            manifest = self._messages.manifest("prior", empty, reply=layout.shapes, noise=noise, number=group)
+            found = self._release(grid, members, manifest=manifest, state=empty, noise=noise)
+            if found.total is None:
+                raise RunError(f"the prior got {found.answers} of {len(members)} replies: {found.why}")
+            sums.append(found.total)
+            stds.append(noise.std_of_sum(found.answers))
+            answers += found.answers
+            refused.update(found.refused)
+        self.priors = Priors.solve(sums, ridge=self.config.prior.ridge, noise_stds=stds)
+        self.state.priors = self.priors.save(self.folder)
+        counts = {"asked": len(nodes), "accepted": answers, "refused": dict(refused), "groups": len(sums)}
+        self._commit(manifest, found, round=0, **counts)
+
     def _training_round(self, grid: Grid, nodes: Sequence[int], plan: NoisePlan | None) -> bool:
         """One round; False when too few replied, and then nothing was released."""
         federation, state, started = self.config.federation, self.state, time.perf_counter()
         number = state.round + 1
+        groups = groups_of(self.config, nodes)
+        group, turn = turn_of(number, groups=len(groups))
+        nodes, matrix = groups[group], self.priors.for_group(group) if self.priors else None
         planned = cohort_size(federation, len(nodes))
-        cohort = sample_cohort(federation, nodes=nodes, round_number=number, seed=self.config.seed)
+        cohort = sample_cohort(federation, nodes=nodes, round_number=turn, seed=self.config.seed)
         if plan is not None and not (plan.user_steps and plan.event is None):  # the statement rests on the cap
             cohort = state.within_cap(cohort, cap=plan.participations)
         noise = phase_noise(self.config, plan, phase="train", asked=planned, update_clip=state.clip)
@@ -160,11 +190,10 @@ class Strategy:
         reply: Shapes = {name: state.adapter.shapes[name] for name in names}
         if self.config.privacy.clip_quantile:
             reply[BELOW_CLIP] = (1,)
-        manifest = self._manifest("train", self._global(), reply=reply, noise=noise, number=number)
+        sent = self._messages.together(prior=matrix)
+        manifest = self._messages.manifest("train", sent, reply=reply, noise=noise, number=number)
         correlation = self._correlation(noise)
-        found = self._release(
-            grid, cohort, manifest=manifest, state=self._global(), noise=noise, correlation=correlation
-        )
+        found = self._release(grid, cohort, manifest=manifest, state=sent, noise=noise, correlation=correlation)
         state.noises = correlation.past if correlation else []
         update = None if found.total is None else mean_of(found.total, planned=planned)
         if update is not None and found.total is not None:
@@ -204,80 +233,54 @@ class Strategy:
             self.state.averaged_rounds += 1
 
     def _compare(self, grid: Grid, nodes: Sequence[int], plan: NoisePlan | None) -> None:
-        """Ask every device whether the result ranks its held-out event better than the start; keep the better."""
-        result = self.state.result()
+        """Ask every device how much better than the start the result ranks its held-out event; keep the best.
+
+        With a prior there are two candidates: the prior alone, and with what was trained on top of it.
+        """
         nodes = survey_cohort(self.config.federation, nodes=nodes, phase="validate", seed=self.config.seed)
         noise = phase_noise(self.config, plan, phase="validate", asked=len(nodes))
-        candidate = self._global(result)
-        manifest = self._manifest(
-            "validate", candidate, reply={"difference": (1,)}, noise=noise, number=self.state.round
-        )
+        stages = compared(self.config)
+        candidate = self._messages.candidate(self.priors)
+        reply: Shapes = {"difference": (len(stages),)}
+        manifest = self._messages.manifest("validate", candidate, reply=reply, noise=noise, number=self.state.round)
         found = self._release(grid, nodes, manifest=manifest, state=candidate, noise=noise)
-        gain, deviation = -math.inf, 0.0
+        gains, deviation = {}, 0.0
         if found.total is not None:
-            gain = 2 * float(found.total.arrays["difference"][0]) / found.answers
+            measured = 2 * found.total.arrays["difference"].astype(float) / found.answers
+            gains = dict(zip(stages, measured.tolist(), strict=True))
             deviation = 2 * noise.std_of_sum(found.answers) / found.answers
-        needed = CONFIDENCE * deviation
-        better = needed < gain and needed < 1  # NDCG cannot gain more than 1: such a comparison decides nothing
-        self.state.outcome = verdict(better, gain, deviation, refused=found.why)
+        self.state.outcome = verdict(gains, deviation, refused=found.why)
         self.state.head = found.head or self.state.head
         self._commit(manifest, found, **self.state.outcome)
 
     def _ship(self) -> None:
         """Write the adapter folder, from the checkpoint alone: after a crash the same is written again."""
-        save_arrays(self.folder / "candidate.safetensors", dict(self._global(self.state.result()).arrays))
+        save_arrays(self.folder / "candidate.safetensors", dict(self._messages.candidate(self.priors).arrays))
         privacy = privacy_facts(self.ledger.entries(), run=self.state.run)
         ship(
             self.folder / "adapter",
-            self.state.shipped(self.runtime.start),
+            self._messages.shipped(self.priors),
             state=self.state,
             runtime=self.runtime,
             privacy=privacy,
         )
 
     def _deliver(self, grid: Grid, nodes: Sequence[int]) -> None:
-        state = self._global(self.state.shipped(self.runtime.start))
+        state = self._messages.delivered(self.priors)
         noise = Noise("none", self.config.privacy.trust, "device", quorum=1)
-        manifest = self._manifest("install", state, reply={}, noise=noise, number=self.state.round)
+        manifest = self._messages.manifest("install", state, reply={}, noise=noise, number=self.state.round)
         exchange = Exchange(grid, nodes, manifest=manifest, state=state, timeout=self.config.federation.reply_timeout)
         answers = sum(1 for _ in exchange)
         row = {"phase": "install", "asked": len(nodes), "accepted": answers, "refused": dict(exchange.refused)}
         self.state.record(self.folder, row)
 
-    def _manifest(self, phase: str, state: AdapterState, *, reply: Shapes, noise: Noise, number: int = 0) -> Manifest:
-        settings: dict[str, Any] = {**public_settings(self.config), "noise": noise.to_dict()}
-        if phase == "train":
-            settings["training"] = {
-                **self.config.to_dict()["training"],
-                "update_clip": self.state.clip,
-                "quantile_weight": quantile_weight(self.config, self.state.clip),
-            }
-        if phase == "install":
-            settings["outcome"] = self.state.outcome
-            settings["privacy"] = json.loads((self.folder / "adapter" / "privacy.json").read_text(encoding="utf-8"))
-        return Manifest(
-            run=self.state.run,
-            round=number,
-            phase=phase,
-            backbone=self.runtime.backbone.digest,
-            catalogue=self.catalogue.fingerprint,
-            shapes=state.shapes,
-            reply=reply,
-            settings=settings,
-        )
-
-    def _global(self, adapter: AdapterState | None = None) -> AdapterState:
-        """Adapter and released popularity in one state, as devices install it."""
-        arrays = dict((adapter or self.state.adapter).arrays)
-        if self.state.popularity is not None:
-            arrays[POPULARITY] = self.state.popularity
-        return AdapterState(arrays)
-
     def _keep_snapshot(self) -> None:
         """For a simulation's quality curve. Not in a deployment: a round is released when its checkpoint is written."""
         every, rounds = self.config.evaluation.every, self.config.federation.rounds
         if every and not self.deployment and (self.state.round % every == 0 or self.state.round == rounds):
-            save_arrays(self.folder / "rounds" / f"{self.state.round:05d}.safetensors", self._global().arrays)
+            save_arrays(
+                self.folder / "rounds" / f"{self.state.round:05d}.safetensors", self._messages.together().arrays
+            )
 
     def _commit(self, manifest: Manifest, found: Released, **facts: Any) -> None:
         """Write the checkpoint, which makes the step final, and then its row of metrics.jsonl."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 import torch
 
 from shared.errors import ConfigError
-from shared.model import GAP_BUCKETS, IGNORE, ItemTable, Scorer, Windows
+from shared.items import ItemTable
+from shared.model import Scorer
 from shared.schema import EventKind
+from shared.windows import ATTRIBUTE_BUCKETS, GAP_BUCKETS, HOUR_BUCKETS, IGNORE, VALUE_BUCKETS, Windows
 
 #: Random histories behind the estimate; with 64 events each that is 3,072 states.
 HISTORIES = 48
@@ -42,6 +44,9 @@ def _random_histories(items: int, *, length: int, seed: int) -> Windows:
         items=torch.randint(items, shape, generator=torch.Generator().manual_seed(seed)),
         kinds=torch.full(shape, int(EventKind.CLICK)),
         gaps=torch.full(shape, GAP_BUCKETS - 1),
+        values=torch.full(shape, VALUE_BUCKETS - 1),
+        hours=torch.full(shape, HOUR_BUCKETS - 1),
+        attributes=torch.zeros(HISTORIES, ATTRIBUTE_BUCKETS),
         content=yes,
         seen=yes,
         targets=torch.full(shape, IGNORE),

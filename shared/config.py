@@ -33,6 +33,7 @@ class Data:
     min_item_count: int = _doc(0, "drop items with fewer interactions than this; 0 keeps all")
     world_users: int = _doc(300, "people in the synthetic world")
     world_events: int = _doc(60, "median events per person in the synthetic world")
+    world_context: bool = _doc(False, "let breaks, hours and values matter in the synthetic world")
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,33 @@ class Model:
     input_rank: int = _doc(0, "rank of the learned input projection; 0 uses the item vectors as they are")
     output_rank: int = _doc(0, "rank of the learned output projection, started in a public basis; 0: full matrix")
     output_dim: int = _doc(384, "leading whitened directions k the output projection predicts; capped at the width")
+    identity: int = _doc(0, "directions of item codes beside their text, the same for everyone; capped at what fits")
+    input_codes: int = _doc(0, "directions of the item codes that a learned input projection reads; 0: none")
     whitening: float = _doc(0.5, "exponent of the whitening of output vectors, 0 (none) to 1 (flat spectrum)")
     output_scale: float = _doc(10.0, "root-mean-square length of the output vectors")
     token_scale: float = _doc(1.0, "factor on the item vectors that the history trunk reads")
-    event_context: bool = _doc(True, "add learned event-kind and time-gap embeddings to the soft tokens")
+    context: tuple[str, ...] = _doc(("kind", "gap"), "what is read beside items: kind, gap, value, hour, attributes")
     gamma: float = _doc(10.0, "start value of the content weight")
     beta: float = _doc(0.5, "start value of the popularity weight")
     content_half_life: float = _doc(2.0, "events after which an event counts half in content(u)")
+
+
+@dataclass(frozen=True)
+class Prior:
+    """The closed-form prior that devices' moments are summed into once, before training."""
+
+    half_lives: tuple[float, ...] = _doc((), "events after which an event counts half, one per feature; none: no prior")
+    widths: tuple[int, ...] = _doc((), "directions of the item codes read at each half-life; none: as many as output")
+    output: int = _doc(1536, "directions of the item codes that are predicted")
+    ridge: float = _doc(30.0, "ridge penalty lambda, in events")
+    kappa: float = _doc(1.3, "weight of the logarithm of the prior's estimate in the score")
+    floor: float = _doc(0.6, "popularity share that the prior's estimate of an item does not fall below")
+    gamma: float = _doc(0.0, "weight of content beside a prior")
+    beta: float = _doc(0.0, "weight of popularity beside a prior")
+    fusion: float = _doc(1.3, "weight of the prior's standardised estimate in a ranking, not in training")
+    folds: int = _doc(2, "groups of devices; each trains against the prior of the other ones. 1: against its own")
+    skip_penalty: float = _doc(0.0, "what a skip counts against its item in the prior's features; a like counts 1")
+    clip: float = _doc(1.0, "L2 clip of a window's moments, or of a device's at user level; needs privacy")
 
 
 @dataclass(frozen=True)
@@ -85,6 +106,7 @@ class Privacy:
     user_epsilon: float = _doc(0.0, "with mode `both`, the budget at user level; 0: the same as epsilon")
     delta: float = _doc(1e-5, "probability with which the epsilon guarantee may fail")
     popularity_share: float = _doc(0.1, "part of the budget spent on the popularity count")
+    prior_share: float = _doc(0.3, "part of the budget spent on the prior's moments, when there is a prior")
     validation_share: float = _doc(0.1, "part of the budget spent on comparing the result with the start")
     user_clip: float = _doc(1.0, "L2 clip of a device's whole update under modes user and both, and secure aggregation")
     clip_quantile: float = _doc(0.0, "adapt user_clip to this quantile of update norms, privately; 0: keep it fixed")
@@ -144,6 +166,7 @@ class Config:
     seed: int = _doc(0, "seed of everything that is random in a simulation")
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
+    prior: Prior = field(default_factory=Prior)
     lora: Lora = field(default_factory=Lora)
     training: Training = field(default_factory=Training)
     privacy: Privacy = field(default_factory=Privacy)
@@ -175,28 +198,27 @@ def load_config(path: str | Path) -> Config:
     return Config.from_dict(values)
 
 
-def override(config: Config, assignment: str) -> Config:
-    """Change one key, given as `section.key=value` (or `seed=1`); values are TOML, bare words are strings."""
-    key, equals, raw = assignment.partition("=")
-    if not equals:
-        raise ConfigError(f"found {assignment!r}; expected section.key=value, for example federation.rounds=10")
-    try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw.strip()
-    tree: dict[str, Any] = {}
-    branch = tree
-    *sections, leaf = key.strip().split(".")
-    for section in sections:
-        branch = branch.setdefault(section, {})
-    branch[leaf] = value
-    return merge(config, tree)
+def override(config: Config, *assignments: str) -> Config:
+    """Change keys, each given as `section.key=value` (or `seed=1`); values are TOML, bare words are strings."""
+    changes: list[dict[str, Any]] = []
+    for assignment in assignments:
+        key, equals, raw = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"found {assignment!r}; expected section.key=value, for example federation.rounds=10")
+        try:
+            value = tomllib.loads(f"value = {raw}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = raw.strip()
+        for name in reversed(key.strip().split(".")):
+            value = {name: value}
+        changes.append(value)
+    return merge(config, *changes)
 
 
-def merge(config: Config, values: Mapping[str, Any]) -> Config:
-    """A config with the given nested values replaced."""
+def merge(config: Config, *changes: Mapping[str, Any]) -> Config:
+    """A config with the given nested values replaced, checked when all of them are in; later ones win."""
     tree = config.to_dict()
-    for key, value in values.items():
+    for key, value in (pair for change in changes for pair in change.items()):
         if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
             tree[key] = {**tree[key], **value}
         else:
@@ -246,7 +268,7 @@ def _build(cls: Any, values: Any, where: str) -> Any:
         if nested is not dataclasses.MISSING:
             arguments[key] = _build(type(nested()), value, name)
         else:
-            arguments[key] = _typed(name, value, known[key].default)
+            arguments[key] = _typed(name, value, known[key].default, element=_ELEMENTS.get(str(known[key].type)))
     return cls(**arguments)
 
 
@@ -261,13 +283,17 @@ def _suggest(name: str) -> str:
     return f" Did you mean {close[0]!r}?" if close else f" Sections: {', '.join(_docs(Config))}"
 
 
-def _typed(name: str, value: Any, default: Any) -> Any:
+#: An example of what a list of each type holds.
+_ELEMENTS: dict[str, Any] = {"tuple[str, ...]": "", "tuple[int, ...]": 0, "tuple[float, ...]": 0.0}
+
+
+def _typed(name: str, value: Any, default: Any, *, element: Any = None) -> Any:
     wanted = type(default)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if wanted is tuple and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return tuple(value)
+    if wanted is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(f"{name}[{place}]", item, element) for place, item in enumerate(value))
     if type(value) is not wanted:
-        shown = "a list of names" if wanted is tuple else f"{wanted.__name__} (default {default!r})"
+        shown = "a list" if wanted is tuple else f"{wanted.__name__} (default {default!r})"
         raise ConfigError(f"{name}: found {value!r}; expected {shown}")
     return value

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from shared.config import Config
 
 AGGREGATIONS = ("alternate", "ffa", "fedit")
+CONTEXTS = ("kind", "gap", "value", "hour", "attributes")
 ROBUST_RULES = ("norm-filter", "mean", "median", "trimmed-mean", "multi-krum")
 
 
@@ -41,9 +42,21 @@ def check_config(config: Config) -> None:
         _within(name, getattr(getattr(config, section), key), low, high)
     for rule in config.federation.robust:  # their order is checked where they run
         _choice("federation.robust", rule, ROBUST_RULES)
-    spent = config.privacy.popularity_share + config.privacy.validation_share
+    for source in config.model.context:
+        _choice("model.context", source, CONTEXTS)
+    prior = config.prior
+    if prior.half_lives and prior.widths and len(prior.half_lives) != len(prior.widths):
+        raise ConfigError(
+            f"prior: found {len(prior.half_lives)} half_lives and {len(prior.widths)} widths; expected one width each"
+        )
+    for half_life in prior.half_lives:
+        _within("prior.half_lives", half_life, 0.01, 1e6)
+    for width in prior.widths:
+        _within("prior.widths", width, 1, 65536)
+    privacy = config.privacy
+    spent = privacy.popularity_share + privacy.validation_share + (privacy.prior_share if prior.half_lives else 0)
     if spent >= 1:
-        raise ConfigError(f"privacy: shares of popularity and validation add up to {spent:g}; training gets nothing")
+        raise ConfigError(f"privacy: shares of the other releases add up to {spent:g}; training gets nothing")
     for broken, reason in _forbidden(config):
         if broken:
             raise ConfigError(reason)
@@ -107,6 +120,17 @@ def _forbidden(config: Config) -> list[tuple[bool, str]]:
             " parameters train in every round",
         ),
         (
+            bool(config.prior.half_lives) and config.prior.folds > 1 and privacy.mode != "none",
+            "prior.folds > 1 with privacy: a round then asks one group of devices only, and the participation cap is"
+            " priced with all of them. Use prior.folds = 1",
+        ),
+        (
+            "attributes" in config.model.context and privacy.mode == "event",
+            "model.context with attributes and privacy.mode = 'event': a person's attributes are read with every one"
+            " of their windows, and a guarantee for one window does not cover them. Use mode = 'user' or 'both', or"
+            " leave attributes out",
+        ),
+        (
             config.simulation.chaos > 0 and federation.engine == "ray",
             "simulation.chaos with federation.engine = 'ray': faults are injected in the inline engine only."
             " Use federation.engine = 'inline'",
@@ -134,6 +158,18 @@ _BOUNDS = (
     ("model.gamma", 0, 1e6),
     ("model.beta", 0, 1e6),
     ("model.content_half_life", 0.1, 1e6),
+    ("model.identity", 0, 65536),
+    ("model.input_codes", 0, 65536),
+    ("prior.output", 1, 65536),
+    ("prior.ridge", 1e-9, _LARGE),
+    ("prior.kappa", 0, 1e6),
+    ("prior.floor", 1e-9, 1e6),
+    ("prior.skip_penalty", 0, 1),
+    ("prior.gamma", 0, 1e6),
+    ("prior.beta", 0, 1e6),
+    ("prior.fusion", 0, 1e6),
+    ("prior.folds", 1, 16),
+    ("prior.clip", 1e-9, _LARGE),
     ("lora.rank", 1, 4096),
     ("lora.alpha", 1, 65536),
     ("lora.dropout", 0, 0.9),
@@ -146,6 +182,7 @@ _BOUNDS = (
     ("privacy.user_epsilon", 0, 1e4),
     ("privacy.delta", 1e-300, 0.5),
     ("privacy.popularity_share", 1e-6, 1),
+    ("privacy.prior_share", 1e-6, 1),
     ("privacy.validation_share", 1e-6, 1),
     ("privacy.user_clip", 1e-9, _LARGE),
     ("privacy.clip_quantile", 0, 0.99),

@@ -1,17 +1,27 @@
-"""The scorer: content + popularity + a LoRA-adapted reading of the history.
+"""The scorer: content + popularity + prior + a LoRA-adapted reading of the history.
 
     score(u, i) = gamma * <content(u), plain_i>  +  <P_out h(u), output_i>  +  beta * log_popularity_i
+                  +  kappa * log soft(q(u))_i  +  fusion * q(u)_i / std q(u)
 
 `content(u)` is a recency-weighted mean of the plain vectors in the history. `h(u)` is the history trunk's state, where
-L events are L soft tokens. `P_out` starts at zero, so a fresh model ranks exactly like content + popularity.
+L events are L soft tokens. `P_out` starts at zero, so a fresh model ranks exactly like content + popularity. `q(u)` is
+what the one-round prior expects next (`shared.prior`); its logarithm makes it the base measure of the softmax, so that
+the trained part learns by how much the prior is wrong, and its plain value is mixed in for ranking only. With a prior
+the weights of the parts are settings: trained ones drift to what likelihood wants, more popularity than a ranking can
+use (docs/decisions.md). Three rankers are in one scorer, and `stage` names them:
+
+| stage | parts |
+|---|---|
+| start | content + popularity at their start weights: needs no training at all |
+| prior | the same with the prior, at the start weights that go with it |
+| adapter | everything, with the weights that were trained |
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,78 +30,15 @@ from opacus.grad_sample import register_grad_sampler
 from torch import nn
 
 from shared.backbone import Backbone
+from shared.config import Lora, Model, Prior
 from shared.errors import AdapterError
-from shared.schema import EventKind
-from shared.vectors import ItemVectors
+from shared.items import ItemTable
+from shared.prior import PriorLayout, history_features, soften
+from shared.tokens import SoftTokens
+from shared.vectors import identity_room
+from shared.windows import IGNORE, Windows
 
-if TYPE_CHECKING:
-    from shared.config import Lora, Model
-
-#: Upper edges of the time-gap buckets in seconds: a minute, an hour, 6 hours, a day, a week, 30 days; then
-#: longer, and a last bucket for "unknown" (first event, or a source without times).
-GAP_EDGES = (60.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0, 2_592_000.0)
-GAP_BUCKETS = len(GAP_EDGES) + 2
-IGNORE = -100
-
-
-@dataclass(frozen=True)
-class Windows:
-    """A batch of event windows, padded on the right.
-
-    items, kinds, gaps: int64 (B, L). content: bool (B, L), events that count towards content(u).
-    seen: bool (B, L), events after which their item is no longer recommended.
-    targets: int64 (B, L), the item that follows each position, IGNORE where there is nothing to predict.
-    real: bool (B, L), False on padding.
-    """
-
-    items: torch.Tensor
-    kinds: torch.Tensor
-    gaps: torch.Tensor
-    content: torch.Tensor
-    seen: torch.Tensor
-    targets: torch.Tensor
-    real: torch.Tensor
-
-    def __len__(self) -> int:
-        return int(self.items.shape[0])
-
-    @property
-    def last(self) -> torch.Tensor:
-        """Position of each window's last real event, int64 (B,); 0 for an empty window."""
-        return (self.real.sum(1) - 1).clamp(min=0)
-
-    def shorten(self, length: int) -> Windows:
-        """The first `length` columns; for dropping columns that are padding everywhere."""
-        return Windows(**{name: getattr(self, name)[:, :length] for name in self.__dataclass_fields__})
-
-    def pick(self, rows: torch.Tensor) -> Windows:
-        """The windows of the given rows."""
-        return Windows(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
-
-
-class ItemTable(nn.Module):
-    """The catalogue as the model sees it: fixed tensors, no parameters.
-
-    Under one roof the three score parts are one dot product: the row of an item is
-    [plain (d) | output (k) | log popularity (1)].
-    """
-
-    plain: torch.Tensor
-    token: torch.Tensor
-    rows: torch.Tensor
-
-    def __init__(self, vectors: ItemVectors) -> None:
-        super().__init__()
-        self.register_buffer("plain", torch.from_numpy(vectors.plain))
-        self.register_buffer("token", torch.from_numpy(vectors.token))
-        parts = (self.plain, torch.from_numpy(vectors.output), torch.zeros(len(vectors.plain), 1))
-        self.register_buffer("rows", torch.cat(parts, dim=1))  # (N, d + k + 1)
-
-    def set_popularity(self, popularity: NDArray[np.float32]) -> None:
-        """Put in a newly released log-popularity column, float32 (N,)."""
-        if popularity.shape != (len(self.rows),):
-            raise AdapterError(f"found popularity of shape {popularity.shape}; expected ({len(self.rows)},)")
-        self.rows[:, -1] = torch.from_numpy(np.ascontiguousarray(popularity))
+Stage = Literal["start", "prior", "adapter"]
 
 
 class Scale(nn.Module):
@@ -113,40 +60,17 @@ def _scale_grad_sample(
     return {layer.weight: per_sample}
 
 
-class SoftTokens(nn.Module):
-    """Item vector + event kind + time gap, one input embedding per event."""
-
-    def __init__(self, hidden: int, *, rank: int, context: bool) -> None:
-        super().__init__()
-        self.low: nn.Module | None = None
-        self.kind: nn.Module | None = None
-        self.gap: nn.Module | None = None
-        if rank:  # a residual x + U V x; U starts at zero
-            up = nn.Linear(rank, hidden, bias=False)
-            nn.init.zeros_(up.weight)
-            self.low = nn.Sequential(nn.Linear(hidden, rank, bias=False), up)
-        if context:
-            self.kind = _zero_embedding(len(EventKind), hidden)
-            self.gap = _zero_embedding(GAP_BUCKETS, hidden)
-
-    def forward(self, x: torch.Tensor, kinds: torch.Tensor, gaps: torch.Tensor) -> torch.Tensor:
-        token = x  # (B, L, d)
-        if self.low is not None:
-            token = token + self.low(x)
-        if self.kind is not None and self.gap is not None:
-            token = token + self.kind(kinds) + self.gap(gaps)
-        return token
-
-
 class Scorer(nn.Module):
     """The trainable ranker around a frozen trunk; `build_scorer` makes one."""
 
-    def __init__(self, trunk: nn.Module, *, hidden: int, settings: Model) -> None:
+    def __init__(self, trunk: nn.Module, *, hidden: int, identity: int, settings: Model, prior: Prior) -> None:
         super().__init__()
         self.trunk = trunk
         self.settings = settings
-        self.output_dim = min(settings.output_dim, hidden)
-        self.input = SoftTokens(hidden, rank=settings.input_rank, context=settings.event_context)
+        self.prior_settings = prior
+        self.output_dim = min(settings.output_dim, hidden) + identity
+        self.code_dim = min(settings.input_codes, hidden + identity)
+        self.input = SoftTokens(hidden, rank=settings.input_rank, codes=self.code_dim, context=settings.context)
         if settings.output_rank:
             down = nn.Linear(hidden, settings.output_rank)  # `shared.basis` gives it a better start
             nn.init.orthogonal_(down.weight)
@@ -159,27 +83,68 @@ class Scorer(nn.Module):
         nn.init.zeros_(up.weight)
         self.gamma = Scale(settings.gamma)
         self.beta = Scale(settings.beta)
+        self.layout: PriorLayout | None = None
+        if prior.half_lives:
+            available = hidden + identity
+            self.layout = PriorLayout.of(prior, available=available)
+            self.gamma.requires_grad_(False)
+            self.beta.requires_grad_(False)
+        self.prior: torch.Tensor | None = None  # (F, k) once one is installed
         named = ((_stable(name), p) for name, p in self.named_parameters() if p.requires_grad)
         self.adapter_parameters = dict(sorted(named, key=lambda pair: pair[0]))
         self._decay: dict[int, torch.Tensor] = {}
 
-    def user_states(self, batch: Windows, table: ItemTable) -> torch.Tensor:
-        """z at every position, float32 (B, L, d + k + 1); scores are `z @ table.rows.T`."""
-        content = self.gamma(self._content(batch, table))  # (B, L, d)
-        learned = self.output(self.history_states(batch, table))  # (B, L, k)
-        popularity = self.beta(torch.ones_like(content[..., :1]))  # (B, L, 1)
-        return torch.cat([content, learned, popularity], dim=-1)
+    def set_prior(self, matrix: NDArray[np.float32] | None) -> None:
+        """Put in a solved prior, float32 (F, k), or take it out; AdapterError when it is not of this layout."""
+        if matrix is not None:
+            expected = (self.layout.features, self.layout.output) if self.layout else None
+            if matrix.shape != expected:
+                raise AdapterError(f"found a prior of shape {matrix.shape}; this model's settings make it {expected}")
+        self.prior = None if matrix is None else torch.from_numpy(np.ascontiguousarray(matrix))
+
+    def user_states(self, batch: Windows, table: ItemTable, *, stage: Stage = "adapter") -> torch.Tensor:
+        """z at every position, float32 (B, L, d + k + 1), with k_prior more entries where a prior is installed."""
+        content = self._content(batch, table)  # (B, L, d)
+        one = torch.ones_like(content[..., :1])  # (B, L, 1)
+        if stage == "adapter":
+            learned = self.output(self.history_states(batch, table))  # (B, L, k)
+        else:
+            learned = content.new_zeros(*content.shape[:2], self.output_dim)
+        if stage == "adapter" and self.layout is None:
+            return torch.cat([self.gamma(content), learned, self.beta(one)], dim=-1)
+        if stage == "start" or self.prior is None or self.layout is None:
+            return torch.cat([self.settings.gamma * content, learned, self.settings.beta * one], dim=-1)
+        weights, expected = self.prior_settings, history_features(batch, table, self.layout) @ self.prior
+        return torch.cat([weights.gamma * content, learned, weights.beta * one, expected], dim=-1)
+
+    def scores(self, states: torch.Tensor, table: ItemTable, *, fused: bool = True) -> torch.Tensor:
+        """Scores of all items, float32 (..., N), for states (..., z)."""
+        linear, expected = self.score_parts(states, table, fused=fused)
+        return linear if expected is None else linear + expected
+
+    def score_parts(
+        self, states: torch.Tensor, table: ItemTable, *, fused: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The linear part of the scores and the prior's, each float32 (..., N); None without a prior.
+
+        fused: with the prior's plain estimate beside its logarithm, as a ranking wants it. A likelihood does without.
+        """
+        width = table.rows.shape[1]
+        linear = states[..., :width] @ table.rows.T
+        if states.shape[-1] == width:
+            return linear, None
+        q = states[..., width:] @ table.codes[:, : states.shape[-1] - width].T
+        weights = self.prior_settings
+        expected = weights.kappa * torch.log(soften(q, table.share, floor=weights.floor))
+        if fused and weights.fusion:
+            expected = expected + weights.fusion * q / q.std(dim=-1, keepdim=True).clamp(min=1e-12)
+        return linear, expected
 
     def history_states(self, batch: Windows, table: ItemTable) -> torch.Tensor:
         """What the adapted trunk makes of the history at every position, float32 (B, L, d)."""
-        tokens = self.input(table.token[batch.items] * self.settings.token_scale, batch.kinds, batch.gaps)
+        codes = table.input_codes(self.code_dim)[batch.items]
+        tokens = self.input(table.token[batch.items] * self.settings.token_scale, codes, batch)
         return self.trunk(inputs_embeds=tokens).last_hidden_state
-
-    def zero_shot_states(self, batch: Windows, table: ItemTable) -> torch.Tensor:
-        """The same at the start values of every parameter, whatever is installed; the trunk is not run."""
-        content = self.settings.gamma * self._content(batch, table)
-        learned = content.new_zeros(*content.shape[:2], self.output_dim)
-        return torch.cat([content, learned, torch.full_like(content[..., :1], self.settings.beta)], dim=-1)
 
     def window_losses(self, batch: Windows, table: ItemTable) -> torch.Tensor:
         """Softmax cross-entropy over the whole catalogue, mean over a window's targets; float32 (B,).
@@ -187,7 +152,7 @@ class Scorer(nn.Module):
         Items that came earlier in the same window are left out of the softmax, because a ranking leaves out
         what was seen; a target is never left out. A window without targets has loss 0 and a zero gradient.
         """
-        logits = self.user_states(batch, table) @ table.rows.T  # (B, L, N)
+        logits = self.scores(self.user_states(batch, table), table, fused=False)  # (B, L, N)
         logits = logits.masked_fill(self._earlier_items(batch, logits.shape[-1]), -torch.inf)
         wanted = batch.targets != IGNORE
         losses = nn.functional.cross_entropy(
@@ -221,10 +186,13 @@ class Scorer(nn.Module):
         return hits.bool().scatter_(2, safe, False)
 
 
-def build_scorer(backbone: Backbone, *, model: Model, lora: Lora, seed: int) -> Scorer:
+def build_scorer(
+    backbone: Backbone, *, model: Model, lora: Lora, seed: int, items: int = 0, prior: Prior | None = None
+) -> Scorer:
     """A fresh scorer: frozen trunk with LoRA attached, everything else at its start values.
 
-    The same seed gives the same start on every machine.
+    items: size of the catalogue, which bounds the identity directions. The same seed gives the same start on every
+    machine.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -243,7 +211,10 @@ def build_scorer(backbone: Backbone, *, model: Model, lora: Lora, seed: int) -> 
         with warnings.catch_warnings():  # between peft and transformers, nothing a user could act on
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             adapted_trunk = get_peft_model(trunk, config)
-        scorer = Scorer(adapted_trunk, hidden=backbone.hidden, settings=model)
+        identity = identity_room(model.identity, items=items, width=backbone.hidden)
+        scorer = Scorer(
+            adapted_trunk, hidden=backbone.hidden, identity=identity, settings=model, prior=prior or Prior()
+        )
     _train_only_trainable(scorer)
     return scorer
 
@@ -292,9 +263,3 @@ def load_parameters(scorer: Scorer, arrays: Mapping[str, NDArray[np.float32]]) -
 def read_parameters(scorer: Scorer) -> dict[str, NDArray[np.float32]]:
     """Copies of the trainable parameters, float32."""
     return {name: p.detach().cpu().numpy().astype(np.float32, copy=True) for name, p in trainable(scorer).items()}
-
-
-def _zero_embedding(count: int, hidden: int) -> nn.Embedding:
-    table = nn.Embedding(count, hidden)
-    nn.init.zeros_(table.weight)
-    return table

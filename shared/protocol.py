@@ -24,7 +24,7 @@ from shared.adapter import AdapterState
 from shared.errors import AdapterError, ProtocolError
 
 SCHEMA_VERSION = 1
-PHASES = ("popularity", "train", "validate", "install")
+PHASES = ("popularity", "prior", "train", "validate", "install")
 REFUSALS = ("bad-message", "budget", "catalogue", "backbone", "trust", "schema", "failed")
 #: Entry of a training reply that says whether the update's norm was within the clip.
 BELOW_CLIP = "below_clip"
@@ -40,10 +40,10 @@ Shapes = dict[str, tuple[int, ...]]
 class Manifest:
     """What a message is about.
 
-    run: name of the experiment. round: 0 for queries before training. phase: popularity, train, validate or
-    install. backbone, catalogue: SHA-256 fingerprints both sides must share. shapes: names and shapes packed
-    in the array. reply: names and shapes the answer must have. settings: the public plan (model, training and
-    noise).
+    run: name of the experiment. round: 0 for queries before training; the group of devices when the prior is asked
+    for. phase: popularity, prior, train, validate or install. backbone, catalogue: SHA-256 fingerprints both sides
+    must share. shapes: names and shapes packed in the array. reply: names and shapes the answer must have. settings:
+    the public plan (model, training and noise).
     """
 
     run: str

@@ -16,11 +16,13 @@ from shared.basis import public_basis
 from shared.catalogue import Catalogue
 from shared.config import Config, merge
 from shared.errors import AdapterError, ConfigError, ProtocolError
-from shared.model import ItemTable, Scorer, build_scorer, load_parameters, read_parameters
+from shared.items import ItemTable
+from shared.model import Scorer, build_scorer, load_parameters, read_parameters
+from shared.prior import PRIOR
 from shared.vectors import make_views, raw_vectors
 
 #: Sections of a configuration that both sides must share to mean the same model.
-PUBLIC = ("seed", "model", "lora")
+PUBLIC = ("seed", "model", "prior", "lora")
 
 
 class Runtime:
@@ -33,7 +35,14 @@ class Runtime:
         self.config = config
         self.catalogue = catalogue
         self.backbone: Backbone = open_backbone(config.model.backbone)
-        self.scorer: Scorer = build_scorer(self.backbone, model=config.model, lora=config.lora, seed=config.seed)
+        self.scorer: Scorer = build_scorer(
+            self.backbone,
+            model=config.model,
+            lora=config.lora,
+            seed=config.seed,
+            items=len(catalogue),
+            prior=config.prior,
+        )
         if config.model.output_rank:
             weight, bias = public_basis(self.scorer, self.table, rank=config.model.output_rank, seed=config.seed)
             arrays = read_parameters(self.scorer)
@@ -50,6 +59,7 @@ class Runtime:
             whitening=model.whitening,
             output_dim=model.output_dim,
             output_scale=model.output_scale,
+            identity=model.identity,
         )
         with torch.inference_mode(False):  # whoever asks first: a table born there could not be trained against
             return ItemTable(views)
@@ -62,12 +72,22 @@ class Runtime:
         return {name: sorted(v) if isinstance(v, set) else v for name, v in values.items()}
 
     def install(self, state: AdapterState) -> None:
-        """Put in an adapter with its log popularity (array `popularity`, (N,)); AdapterError when it does not fit."""
+        """Put in an adapter with its log popularity (array `popularity`, (N,)) and its prior (array `prior`, (F, k)).
+
+        Without the one the popularity stays as it was; without the other there is no prior. AdapterError when
+        something does not fit.
+        """
         arrays = dict(state.arrays)
-        popularity = arrays.pop(POPULARITY, None)
+        popularity, prior = arrays.pop(POPULARITY, None), arrays.pop(PRIOR, None)
         if popularity is not None and popularity.shape != (len(self.catalogue),):
             raise AdapterError(f"found popularity of shape {popularity.shape}; expected ({len(self.catalogue)},)")
-        load_parameters(self.scorer, arrays)
+        before = self.scorer.prior
+        self.scorer.set_prior(prior)
+        try:
+            load_parameters(self.scorer, arrays)
+        except AdapterError:
+            self.scorer.prior = before
+            raise
         if popularity is not None:
             self.table.set_popularity(popularity)
 

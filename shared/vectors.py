@@ -19,21 +19,26 @@ from shared.errors import BackboneError, ConfigError
 
 #: Change when the computation changes: an old cache is then not used.
 CACHE_VERSION = 1
+#: Identity directions are part of the model, not of a run's randomness.
+IDENTITY_SEED = 20_261
 
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """Three views of the same item vectors, all float32.
+    """Four views of the same item vectors, all float32.
 
     plain: (N, d) centred, unit length; cosine similarity works without training.
     token: (N, d) whitened, root-mean-square 1 per entry; what the history trunk reads.
-    output: (N, k) whitened by `whitening`, cut to the k leading directions, root-mean-square length
-    `output_scale`; what the output projection predicts.
+    output: (N, k + r) whitened by `whitening`, cut to the k leading directions, root-mean-square length
+    `output_scale`; then the r identity directions; what the output projection predicts.
+    codes: (N, d + r) with orthonormal columns: the directions of the text, leading one first, then r identity
+    directions, which tell items apart whatever their text; what the prior reads and predicts.
     """
 
     plain: NDArray[np.float32]
     token: NDArray[np.float32]
     output: NDArray[np.float32]
+    codes: NDArray[np.float32]
 
 
 def cache_folder() -> Path:
@@ -76,11 +81,14 @@ def _read_cached(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | No
     return found if usable else None
 
 
-def make_views(raw: NDArray[np.float32], *, whitening: float, output_dim: int, output_scale: float) -> ItemVectors:
-    """Build the three views from raw vectors (N, d).
+def make_views(
+    raw: NDArray[np.float32], *, whitening: float, output_dim: int, output_scale: float, identity: int = 0
+) -> ItemVectors:
+    """Build the views from raw vectors (N, d).
 
     whitening: exponent alpha in [0, 1]; each principal direction is scaled by variance ** (-alpha / 2), so 0
-    leaves the spectrum as it is and 1 makes it flat. output_dim: k, cut to d where it is larger.
+    leaves the spectrum as it is and 1 makes it flat. output_dim: k, cut to d where it is larger. identity: r, cut to
+    `identity_room`.
     """
     if not 0.0 <= whitening <= 1.0:
         raise ConfigError(f"found model.whitening = {whitening}; expected 0 to 1")
@@ -93,11 +101,33 @@ def make_views(raw: NDArray[np.float32], *, whitening: float, output_dim: int, o
     rotated = centred @ directions  # (N, d), leading direction first
     token = rotated / np.sqrt(np.maximum(variance, floor))
     output = rotated[:, :output_dim] * np.maximum(variance[:output_dim], floor) ** (-whitening / 2)
+    output *= output_scale / (_rms(output) * np.sqrt(output_dim))
+    text = np.where(variance > floor, token / np.sqrt(count), 0.0)  # (N, d) orthonormal columns, or zero ones
+    own = identity_directions(text, identity)
     return ItemVectors(
         plain=_unit(centred),
         token=(token / _rms(token)).astype(np.float32),
-        output=(output * (output_scale / (_rms(output) * np.sqrt(output_dim)))).astype(np.float32),
+        output=np.concatenate([output, output_scale * own], axis=1).astype(np.float32),
+        codes=np.concatenate([text, own], axis=1).astype(np.float32),
     )
+
+
+def identity_directions(text: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Random directions, orthonormal and orthogonal to those of the text; float64 (N, r), see `identity_room`.
+
+    text: (N, d) orthonormal columns. The same for everyone who has the same catalogue, and nobody's behaviour is in
+    them. They are a random projection of the items' identities (Johnson & Lindenstrauss 1984), so that a fixed number
+    of parameters, whatever the catalogue's size, can learn what an item's text does not say.
+    """
+    items, width = text.shape
+    room = identity_room(count, items=items, width=width)
+    drawn = np.random.default_rng(IDENTITY_SEED).standard_normal((items, room))
+    return np.linalg.qr(drawn - text @ (text.T @ drawn))[0]
+
+
+def identity_room(wanted: int, *, items: int, width: int) -> int:
+    """How many identity directions a catalogue of N items has room for beside d directions of its text."""
+    return max(0, min(wanted, items - 1 - width))
 
 
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:

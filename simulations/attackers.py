@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from client.app import app as honest_app
 from client.device import Device
 from client.limits import Limits
-from client.store import History, Role, Row, Store
+from client.store import History, Role, Row, Store, known
 from shared.adapter import AdapterState
 from shared.catalogue import Catalogue
 from shared.errors import ConfigError, ProtocolError
@@ -148,9 +148,9 @@ def _poisoned_rows(run: RunFolder, attack: Attack) -> Iterator[Row]:
 def _with_target(device: int, history: History, catalogue: Catalogue, *, target: int) -> Iterator[Row]:
     """A device's events, each followed a second later by a click on the target."""
     target_id = catalogue.items[target].id
-    events = zip(history.items.tolist(), history.times.tolist(), history.kinds.tolist(), strict=True)
-    for number, (item, moment, kind) in enumerate(events):
-        known = None if np.isnan(moment) else moment
-        later = None if known is None else known + 1.0
-        yield device, 2 * number, catalogue.items[item].id, known, kind, int(Role.TRAIN)
-        yield device, 2 * number + 1, target_id, later, int(EventKind.CLICK), int(Role.TRAIN)
+    columns = (history.items, history.times, history.kinds, history.values)
+    events = zip(*(column.tolist() for column in columns), strict=True)
+    for number, (item, moment, kind, value) in enumerate(events):
+        train = int(Role.TRAIN)
+        yield device, 2 * number, catalogue.items[item].id, known(moment), kind, train, known(value)
+        yield device, 2 * number + 1, target_id, known(moment + 1.0), int(EventKind.CLICK), train, None

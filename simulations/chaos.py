@@ -86,7 +86,8 @@ class Chaos:
     def note(self, message: Message, fault: str) -> None:
         """Write a fault that has happened to a message into the account."""
         phase, number, node = _address(message)
-        self.met.setdefault((phase, number), {})[node] = fault
+        row = (phase, 0 if phase == "prior" else number)  # one row for all of its groups
+        self.met.setdefault(row, {})[node] = fault
 
     def account(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """What was injected into the recorded rounds, what the server counted, and what does not match. JSON values.

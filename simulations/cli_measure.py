@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -100,3 +101,75 @@ def robustness(
         emit_json({"share": share, "robust_share": robust_share, "seed": seed, "rows": rows})
     else:
         terminal().print(table_of(rows))
+
+
+@benchmark_app.command()
+def quality(
+    data: Annotated[
+        str | None, typer.Option(help="`world` or a data folder; without it the data of the first --run, or the world.")
+    ] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Ranker by name; may be repeated; all unless given.")] = None,
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of a finished run whose adapter is measured too; may be repeated.", metavar="FOLDER"),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="leave-one-out or temporal.")] = None,
+    new_items: Annotated[
+        float,
+        typer.Option(min=0, max=0.9, help="Share of the items nobody has touched; then only these are asked for."),
+    ] = 0.0,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="One setting, section.key=value; may be repeated.", metavar="KEY=VALUE"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of data, negatives and the first fit.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Fits of each ranker that depends on chance.")] = 1,
+    reference: Annotated[
+        str | None, typer.Option(help="Ranker the others are compared with; that of --run, or the first, unless given.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results; measured rows in it are kept.", metavar="FOLDER"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare rankers on the same test items: accuracy, what is shown, whom it serves, and what it costs.
+
+    Writes result.json, per_user.npz and quality.html. With the same --out it goes on where it stopped; to measure a
+    row again, delete its folder under rows/.
+    """
+    import torch
+
+    from simulations.console import terminal
+    from simulations.quality.benchmark import benchmark, opened, prepared
+    from simulations.quality.tables import quality_tables
+    from simulations.session import build_config
+
+    torch.set_num_threads(1)
+    finished = [path.expanduser().resolve() for path in run or []]
+    place = (out or Path("runs") / f"quality-{datetime.now():%Y%m%d-%H%M%S}").expanduser().resolve()
+    given = {name: value for name, value in (("data.source", data), ("data.split", split)) if value is not None}
+    if finished and data is None:
+        folder = opened(finished[0], other_settings=bool(given or setting or new_items))
+    else:
+        options = {**given, "seed": seed}
+        config = build_config(experiment=None, file=None, assignments=setting or [], options=options)
+        folder = prepared(config, place, new_items=new_items)
+    progress = terminal(stderr=True)
+    result = benchmark(
+        folder,
+        place,
+        names=row or [],
+        finished=finished,
+        seeds=range(seed, seed + repeats),
+        reference=reference,
+        progress=lambda stage: progress.print(stage, markup=False),
+    )
+    if as_json:
+        emit_json(result)
+    else:
+        console = terminal()
+        if not console.is_terminal:
+            console.width = 140  # a file has no edge
+        console.print(quality_tables(result))
+        console.print(f"page: {place / 'quality.html'}", soft_wrap=True, markup=False, highlight=False)

@@ -7,7 +7,7 @@ the ranking. Ties count against the target.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from server.optimiser import ServerOptimiser
 from shared.adapter import AdapterState
 from shared.errors import DataError
 from shared.metrics import draw_negatives, negatives_generator, rank_among, rank_of
-from shared.model import load_parameters, read_parameters, trainable
+from shared.model import Stage, load_parameters, read_parameters, trainable
 from shared.runtime import Runtime
 from simulations.runfolder import RunFolder
 
@@ -84,19 +84,19 @@ def validation_cases_of(run: RunFolder, devices: Sequence[int], *, limit: int) -
     return cases
 
 
-def rank_cases(runtime: Runtime, cases: Sequence[Case], *, seed: int, learned: bool = True) -> Ranks:
-    """Ranks with what is installed in the runtime; `learned` False measures zero-shot (content + popularity)."""
+def rank_cases(runtime: Runtime, cases: Sequence[Case], *, seed: int, stage: Stage = "adapter") -> Ranks:
+    """Ranks with what is installed in the runtime; stage `start` measures zero-shot (content + popularity)."""
     scores = (
         row
-        for batch in _batches(cases)
-        for row in score_catalogue(runtime, [case.history for case in batch], learned=learned)
+        for batch in batches(cases)
+        for row in score_catalogue(runtime, [case.history for case in batch], stage=stage)
     )
-    return _ranks(cases, scores, seed=seed)
+    return ranks_of(cases, scores, seed=seed)
 
 
 def rank_by_popularity(cases: Sequence[Case], popularity: NDArray[np.float32], *, seed: int) -> Ranks:
     """Ranks when everybody gets the released popularity."""
-    return _ranks(cases, (popularity for _ in cases), seed=seed)
+    return ranks_of(cases, (popularity for _ in cases), seed=seed)
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,13 @@ class Alone:
 
 def rank_local_only(runtime: Runtime, cases: Sequence[Case], *, alone: Alone, seed: int) -> Ranks:
     """Ranks when each case's device trains alone and then ranks with what it learned."""
+    scores = (score_alone(runtime, case, alone=alone, seed=seed) for case in cases)
+    return ranks_of(cases, scores, seed=seed)
+
+
+def score_alone(runtime: Runtime, case: Case, *, alone: Alone, seed: int) -> NDArray[np.float32]:
+    """Scores of all items, float32 (N,), by what this case's device learns alone; leaves the start installed."""
     config = runtime.config
-    ranks = []
     step = Step(
         steps=config.training.local_steps,
         learning_rate=config.training.local_learning_rate,
@@ -126,30 +131,25 @@ def rank_local_only(runtime: Runtime, cases: Sequence[Case], *, alone: Alone, se
         clip_norm=config.training.clip_norm if alone.noise else math.inf,
         names=tuple(trainable(runtime.scorer)),
     )
-    for case in cases:
-        runtime.install(alone.start)
-        windows = training_windows(case.history, length=config.model.history)
-        optimiser = ServerOptimiser.from_config(config.federation)
-        state = AdapterState(read_parameters(runtime.scorer))
-        for number in range(alone.participations):
-            change = train_locally(
-                runtime.scorer, windows, runtime.table, step=step, seed=_stream(seed, case.user, number)
-            )
-            state = optimiser.apply(state, change, factor=alone.factor)
-            load_parameters(runtime.scorer, state.arrays)
-        ranks.append(rank_cases(runtime, [case], seed=seed))
     runtime.install(alone.start)
-    return Ranks(
-        full=np.concatenate([rank.full for rank in ranks]),
-        sampled=np.concatenate([rank.sampled for rank in ranks]),
-    )
+    windows = training_windows(case.history, length=config.model.history)
+    optimiser = ServerOptimiser.from_config(config.federation)
+    state = AdapterState(read_parameters(runtime.scorer))
+    for number in range(alone.participations):
+        change = train_locally(runtime.scorer, windows, runtime.table, step=step, seed=_stream(seed, case.user, number))
+        state = optimiser.apply(state, change, factor=alone.factor)
+        load_parameters(runtime.scorer, state.arrays)
+    scores = score_catalogue(runtime, [case.history])[0]
+    runtime.install(alone.start)
+    return scores
 
 
 def _stream(seed: int, user: int, number: int) -> int:
     return int(np.random.SeedSequence((seed, user, number)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _ranks(cases: Sequence[Case], scores: Iterator[NDArray[np.float32]], *, seed: int) -> Ranks:
+def ranks_of(cases: Sequence[Case], scores: Iterable[NDArray[np.float32]], *, seed: int) -> Ranks:
+    """Ranks from scores of all items, one float32 (N,) for each case; `seed` draws the negatives."""
     full, sampled = [], []
     for case, row in zip(cases, scores, strict=True):
         full.append(rank_of(row, case.target, removed=seen_items(case.history)))
@@ -163,10 +163,23 @@ def _ranks(cases: Sequence[Case], scores: Iterator[NDArray[np.float32]], *, seed
     return Ranks(np.array(full, dtype=np.int64), np.array(sampled, dtype=np.int64))
 
 
+def shown_items(scores: NDArray[np.floating], case: Case, *, k: int) -> NDArray[np.int64]:
+    """The k best unseen items (k,), best first, -1 where too few are left.
+
+    Ties go to the item that comes first in the catalogue, as on the device; NaN comes last.
+    """
+    unseen = np.ones(len(scores), dtype=np.bool_)
+    unseen[seen_items(case.history)] = False
+    left = np.flatnonzero(unseen)
+    best = left[np.argsort(-scores[left], kind="stable")[:k]]
+    return np.concatenate([best, np.full(k - len(best), -1)]).astype(np.int64)
+
+
 def _training_items(history: History) -> NDArray[np.int64]:
     return np.unique(history.items[history.roles == Role.TRAIN])
 
 
-def _batches(cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
+def batches(cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
+    """The cases in pieces of at most `BATCH`."""
     for start in range(0, len(cases), BATCH):
         yield cases[start : start + BATCH]

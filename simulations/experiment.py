@@ -15,11 +15,13 @@ from client.app import open_virtual_ledger
 from client.ranker import recommend
 from server.budget import plan_budget
 from server.cohorts import participation_cap
+from server.prior import FILE
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY, load_adapter, load_arrays, write_json
 from shared.config import Config
 from shared.metrics import ndcg, paired_bootstrap, summary
 from shared.noise import MODES
+from shared.prior import PRIOR
 from shared.runtime import Runtime, runtime_for
 from simulations.engines import run_inline, run_ray
 from simulations.evaluation import (
@@ -67,9 +69,11 @@ def evaluate(
     runtime.install(start)
     ranks = {
         "popularity": rank_by_popularity(cases, popularity, seed=seed),
-        "zero_shot": rank_cases(runtime, cases, seed=seed, learned=False),
+        "zero_shot": rank_cases(runtime, cases, seed=seed, stage="start"),
     }
     runtime.install(AdapterState(load_arrays(run.path / "candidate.safetensors")))
+    if run.config.prior.half_lives:
+        ranks["prior"] = rank_cases(runtime, cases, seed=seed, stage="prior")
     ranks["federated"] = rank_cases(runtime, cases, seed=seed)
     progress("training some devices alone, to compare")
     alone = _local_only(run, runtime, start, cases, seed=seed)
@@ -132,6 +136,8 @@ def _intervals(
         "federated - zero_shot": paired_bootstrap(values["federated"], values["zero_shot"], **settings),
         "federated - popularity": paired_bootstrap(values["federated"], values["popularity"], **settings),
     }
+    if "prior" in values:
+        out["federated - prior"] = paired_bootstrap(values["federated"], values["prior"], **settings)
     if alone is not None:
         chosen, local = alone
         out["federated - local_only"] = paired_bootstrap(values["federated"][chosen], ndcg(local.full, 10), **settings)
@@ -141,9 +147,11 @@ def _intervals(
 def _curve(run: RunFolder, runtime: Runtime) -> list[dict[str, Any]]:
     """Quality of the kept adapters on validation items, as only a simulator can see it."""
     cases = validation_cases(run, limit=run.config.evaluation.curve_users)
+    priors = run.path / FILE
+    prior = {PRIOR: load_arrays(priors)["whole"]} if priors.exists() else {}
     points = []
     for path in sorted((run.path / "rounds").glob("*.safetensors")):
-        runtime.install(AdapterState(load_arrays(path)))
+        runtime.install(AdapterState({**load_arrays(path), **prior}))
         rank = rank_cases(runtime, cases, seed=run.config.seed)
         measured = summary(rank.full, rank.sampled)
         points.append({"round": int(path.stem), "ndcg@10": measured["ndcg@10"], "hr@10": measured["hr@10"]})

@@ -16,7 +16,7 @@ from shared.errors import ConfigError
 from shared.model import build_scorer, read_parameters
 from shared.noise import MODES
 from shared.privacy.accounting import accountant_of
-from shared.privacy.plan import NoisePlan, price_layer
+from shared.privacy.plan import PHASES, NoisePlan, price_layer
 from simulations.sources import source_of
 
 #: Bytes of one packed entry; integers modulo 2^32 under secure aggregation are as long.
@@ -36,9 +36,12 @@ def plan_run(
         data = source_of(config)
         users, items = users or len(data.users), items or len(data.catalogue)
     backbone = open_backbone(config.model.backbone)
-    scorer = build_scorer(backbone, model=config.model, lora=config.lora, seed=config.seed)
+    scorer = build_scorer(
+        backbone, model=config.model, lora=config.lora, seed=config.seed, items=items, prior=config.prior
+    )
     adapter = AdapterState(read_parameters(scorer))
-    dimensions = reply_sizes(config, adapter, items=items)
+    dimensions = reply_sizes(config, adapter, items=items, layout=scorer.layout)
+    matrix = scorer.layout.features * scorer.layout.output if scorer.layout else 0
     plan = plan_budget(config, users, dimensions=dimensions)
     if multiplier is not None:
         plan = _priced(config, plan, users=users, multiplier=multiplier, dimensions=dimensions)
@@ -58,7 +61,7 @@ def plan_run(
         if plan
         else {},
         "bytes_per_device_per_round": {
-            "down": ENTRY * (adapter.size + items),
+            "down": ENTRY * (adapter.size + items + matrix),
             "up": ENTRY * dimensions["train"],
         },
     }
@@ -91,7 +94,7 @@ def _layer(config: Config, plan: NoisePlan, unit: str, *, users: int, dimensions
     return {
         "epsilon": layer.epsilon,
         "budget": unit_budgets(config)[unit],
-        "noise_multipliers": {phase: getattr(layer, phase) for phase in ("popularity", "train", "validate")},
+        "noise_multipliers": {phase: z for phase in PHASES if (z := getattr(layer, phase))},
         "noise_to_signal": ratio,
         "accountant": accountant_of(releases),
         "advice": _advice(config, ratio, planned=planned, users=users, size=dimensions["train"]),
@@ -108,7 +111,7 @@ def _advice(config: Config, ratio: float, *, planned: int, users: int, size: int
         f"a cohort of {cohort:,} instead of {planned:,}"
         + (f", which needs more than the {users:,} devices there are" if cohort > users else ""),
         f"an adapter of {max(1, int(size / ratio**2)):,} entries instead of {size:,} (model.output_rank,"
-        " model.output_dim, lora.rank, lora.targets, model.event_context)",
+        " model.output_dim, lora.rank, lora.targets, model.context)",
         "fewer rounds a device joins (federation.rounds), or a larger epsilon",
     ]
     if local:

@@ -19,11 +19,11 @@ from simulations import plots
 from simulations.markup import banner, duration, legend, note, pairs, text, title
 from simulations.tables import (
     METRICS,
-    MODELS,
     best_figures,
     data_line,
     figure,
     how_sure,
+    models_of,
     part,
     shipped,
     signed,
@@ -36,7 +36,13 @@ ABOUT = {
     "popularity": "the same list for everybody",
     "zero_shot": "content + popularity, nothing learned",
     "local_only": "each device trains alone",
+    "prior": "what follows what, from one sum over the devices",
     "federated": "the devices train together",
+}
+SHIPPED = {
+    "federated": ("good", "adapter shipped"),
+    "prior": ("good", "prior shipped"),
+    "zero_shot": ("open", "start kept"),
 }
 UNITS = {"event": "window", "user": "person"}
 #: Titles of an example device's history that are shown, the latest ones.
@@ -85,7 +91,7 @@ def _outcome(result: Mapping[str, Any], state: str) -> str:
     chosen, sentence = shipped(result)
     pills = [(state, {"good": "helped", "bad": "hurt", "open": "undecided"}[state])]
     if chosen:
-        pills.append(("good", "adapter shipped") if chosen == "federated" else ("open", "start kept"))
+        pills.append(SHIPPED[chosen])
     marks = " ".join(f'<span class="pill {kind}">{label}</span>' for kind, label in pills)
     return f"<p>{marks}</p>{note(f'{how_sure(result)} {sentence}'.strip())}"
 
@@ -116,7 +122,7 @@ def _results(result: Mapping[str, Any]) -> str:
     if not any(value is not None for value in best.values()):
         return note("This run measured nothing.")
     body = ""
-    for model, name in MODELS.items():
+    for model, name in models_of(result).items():
         mark = ' <span class="pill good">ranks on the devices</span>' if model == chosen else ""
         cells = "".join(_cell(figure(result, model, metric), best[metric]) for metric in METRICS)
         row = f'<th scope="row">{name}{mark}<small>{ABOUT[model]}</small></th>{cells}'

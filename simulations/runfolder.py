@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.store import Role, Row, Store
+from client.store import Attribute, Role, Row, Store, known
 from server.checkpoint import whole_rows
 from shared.artifacts import load_catalogue, save_catalogue, write_atomic, write_json
 from shared.catalogue import Catalogue
 from shared.config import Config, load_config, merge, to_toml
 from shared.datasets import Interactions, Split, make_split
+from shared.datasets.attributes import read_attributes
 from shared.errors import RunError
 from simulations.sources import source_of
 
@@ -78,6 +79,8 @@ def prepare(config: Config, folder: Path) -> RunFolder:
     save_catalogue(data.catalogue, folder / "items.jsonl")
     store = Store(folder / "devices.sqlite", durable=False)
     store.replace(_rows(data, split))
+    if "attributes" in config.model.context:
+        store.set_attributes(_attributes(data, config.data.source))
     store.close()
     test = np.where(split.test >= 0, data.item[np.maximum(split.test, 0)], -1).astype(np.int64)
     with (folder / "targets.npz").open("wb") as handle:
@@ -125,9 +128,16 @@ def _rows(data: Interactions, split: Split) -> Iterator[Row]:
         if split.test[user] >= 0:
             end = int(split.test[user])
         for seq, event in enumerate(range(start, end)):
-            time = float(data.time[event])
             role = Role.TRAIN if event < split.train_end[user] else Role.HISTORY
             if event == split.valid[user]:
                 role = Role.VALIDATE
-            known = None if np.isnan(time) else time
-            yield user, seq, ids[data.item[event]], known, int(data.kind[event]), int(role)
+            time, value = known(data.time[event]), known(data.value[event])
+            yield user, seq, ids[data.item[event]], time, int(data.kind[event]), int(role), value
+
+
+def _attributes(data: Interactions, source: str) -> Iterator[Attribute]:
+    """What the source says about its people; the world says nothing."""
+    for name, of in ({} if source == "world" else read_attributes(source)).items():
+        for device, user in enumerate(data.users):
+            if user in of:
+                yield device, name, of[user]

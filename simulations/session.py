@@ -47,11 +47,7 @@ def build_config(
         config = load_config(known[experiment])
     if file is not None:
         config = _on_top(config, file)
-    for assignment in assignments:
-        config = override(config, assignment)
-    for name, value in options.items():
-        config = override(config, f"{name}={json.dumps(value)}")
-    return config
+    return override(config, *assignments, *(f"{name}={json.dumps(value)}" for name, value in options.items()))
 
 
 def _on_top(config: Config, file: Path) -> Config:

@@ -13,6 +13,7 @@ MODELS = {
     "popularity": "popularity",
     "zero_shot": "zero-shot",
     "local_only": "local only",
+    "prior": "one-round prior",
     "federated": "federated",
 }
 METRICS = {
@@ -63,6 +64,8 @@ def shipped(result: Mapping[str, Any]) -> tuple[str, str]:
     reason = str(outcome.get("reason") or "").strip().rstrip(".")
     if outcome.get("shipped") == "adapter":
         return "federated", f"The adapter was shipped: {reason}." if reason else "The adapter was shipped."
+    if outcome.get("shipped") == "prior":
+        return "prior", f"The prior was shipped: {reason}." if reason else "The prior was shipped."
     if outcome.get("shipped") == "start":
         return "zero_shot", f"The start was kept: {reason}." if reason else "The start was kept."
     return "", ""
@@ -90,7 +93,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
     for key, label in METRICS.items():
         table.add_column(f"{label}\n99 neg." if key.endswith("_99neg") else label, justify="right")
     best = best_figures(result)
-    for model, name in MODELS.items():
+    for model, name in models_of(result).items():
         cells = [Text("-", style="dim")] * len(METRICS)
         for column, metric in enumerate(METRICS):
             value = figure(result, model, metric)
@@ -98,6 +101,12 @@ def result_table(result: Mapping[str, Any]) -> Table:
                 cells[column] = Text(f"{value:.4f}", style="bold" if value == best[metric] else "")
         table.add_row(Text(f"{name} *" if model == chosen else name), *cells)
     return table
+
+
+def models_of(result: Mapping[str, Any]) -> dict[str, str]:
+    """`MODELS` without the prior where a run had none."""
+    asked = "prior" in part(result, "metrics")
+    return {model: name for model, name in MODELS.items() if model != "prior" or asked}
 
 
 def best_figures(result: Mapping[str, Any]) -> dict[str, float | None]:

@@ -9,7 +9,8 @@ What a person likes next has four causes, and text shows only the second:
 4. a little of everything, more of what is popular (Zipf).
 
 Exposures come mostly from these wishes and sometimes from the front page (popularity). Each gives one event,
-the strongest outcome. An item a person enjoyed or skipped is not shown to them again.
+the strongest outcome. An item a person enjoyed or skipped is not shown to them again. `simulations.world_context` adds
+what hours, breaks and values do, where that is asked for.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from shared.datasets import EventColumns, Interactions
 from shared.errors import ConfigError
 from shared.schema import POSITIVE_KINDS, EventKind
+from simulations.world_context import draw_stars, leads_on, wish_by_hour
 from simulations.world_text import DOMAINS, TOPIC_NAMES, TOPICS_PER_DOMAIN, write_catalogue
 
 START = 1_704_067_200.0  # 2024-01-01T00:00:00Z
@@ -53,7 +55,7 @@ class World:
 
     item_topics: (I, T) float64, rows sum to 1. popularity: (I,) float64, sums to 1.
     next_topic: (T,) int64, the topic that follows each topic. taste: (U, P, T) float64, rows sum to 1.
-    circles: (T / 4, 4) int64, topics that go together.
+    circles: (T / 4, 4) int64, topics that go together. context: whether hours, breaks and values matter.
     """
 
     interactions: Interactions
@@ -62,6 +64,7 @@ class World:
     next_topic: NDArray[np.int64]
     circles: NDArray[np.int64]
     taste: NDArray[np.float64]
+    context: bool = False
 
     def true_scores(self, user_index: int, position: int) -> NDArray[np.float32]:
         """Log probability of each item (I,) to be the next one this user enjoys, seen items not left out.
@@ -76,17 +79,29 @@ class World:
             raise ConfigError(f"position: found {position}; expected 0 to {length} for user {user_index}")
         moment = self.interactions.time[rows.start + min(position, length - 1)]
         past = slice(rows.start, rows.start + position)
-        enjoyed = np.isin(self.interactions.kind[past], [int(kind) for kind in POSITIVE_KINDS])
-        items = self.interactions.item[past][enjoyed]
+        leading = np.isin(self.interactions.kind[past], [int(kind) for kind in POSITIVE_KINDS])
+        if self.context:
+            gaps = np.diff(self.interactions.time[past], prepend=np.nan)
+            leading &= leads_on(gaps, self.interactions.value[past])
+        items = self.interactions.item[past][leading]
         last = np.array([self.item_topics[items[-1]].argmax() if len(items) else -1])
         wish = _wish(last, taste=self.taste[[user_index], _period(moment)], next_topic=self.next_topic)
+        if self.context:
+            wish = wish_by_hour(wish, np.array([moment]))
         shown, enjoyment = _exposure(wish, item_topics=self.item_topics, popularity=self.popularity)
         odds = (shown * enjoyment)[0]
         return np.log(odds / odds.sum()).astype(np.float32)
 
 
-def make_world(seed: int = 0, *, users: int = 300, items_per_domain: int = 150, events_per_user: int = 60) -> World:
-    """Draw a world; the same arguments give the same world.
+def make_world(
+    seed: int = 0,
+    *,
+    users: int = 300,
+    items_per_domain: int = 150,
+    events_per_user: int = 60,
+    context: bool = False,
+) -> World:
+    """Draw a world; the same arguments give the same world. context: let hours, breaks and values matter.
 
     events_per_user is the median; lengths are log-normal, at least 8 and at most half of all items. Times are
     whole seconds UTC in the first 180 days of 2024. Raises ConfigError for fewer than 1 user, 24 items in a
@@ -121,8 +136,10 @@ def make_world(seed: int = 0, *, users: int = 300, items_per_domain: int = 150, 
         popularity=popularity / popularity.sum(),
         next_topic=next_topic,
         taste=_draw_tastes(users, circles=circles, rng=rng),
+        context=context,
     )
-    events = _live(world, times=_draw_times(lengths, rng), lengths=lengths, rng=rng)
+    times = _draw_times(lengths, rng, habits=context)
+    events = _live(world, times=times, lengths=lengths, rng=rng)
     interactions = Interactions.from_events(
         "world",
         users=[f"person-{index:05d}" for index in range(users)],
@@ -136,6 +153,7 @@ def make_world(seed: int = 0, *, users: int = 300, items_per_domain: int = 150, 
         next_topic=next_topic,
         circles=circles,
         taste=world.taste,
+        context=context,
     )
 
 
@@ -147,6 +165,7 @@ class _Draft:
     popularity: NDArray[np.float64]
     next_topic: NDArray[np.int64]
     taste: NDArray[np.float64]
+    context: bool
 
 
 def _draw_item_topics(items_per_domain: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -175,14 +194,19 @@ def _draw_tastes(users: int, *, circles: NDArray[np.int64], rng: np.random.Gener
     return taste
 
 
-def _draw_times(lengths: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Event times (U, longest), inf after the last: sessions on random days, minutes inside them."""
+def _draw_times(lengths: NDArray[np.int64], rng: np.random.Generator, *, habits: bool) -> NDArray[np.float64]:
+    """Event times (U, longest), inf after the last: sessions on random days, minutes inside them.
+
+    habits: sessions are half as long, and every second one is twelve hours earlier.
+    """
     times = np.full((len(lengths), int(lengths.max())), np.inf)
     for user, length in enumerate(lengths):
         favourite_hour = rng.normal(19.0, 2.0)
-        sessions = max(1, int(length) // 6)
+        sessions = max(1, int(length) // (4 if habits else 6))
         days = np.sort(rng.integers(0, int(PERIODS * PERIOD_SECONDS / DAY) - 1, sessions))
         starts = days * DAY + np.clip(rng.normal(favourite_hour, 1.5, sessions), 0, 22) * 3600
+        if habits:
+            starts -= DAY / 2 * (rng.integers(0, 2, sessions) * (starts % DAY >= DAY / 2))
         mine = np.sort(starts[rng.integers(0, sessions, length)] + rng.exponential(900.0, length))
         # at least 5 s apart, so that order never hangs on a tie
         steps = 5.0 * np.arange(length)
@@ -201,10 +225,13 @@ def _live(
     last = np.full(users, -1)
     item = np.zeros((users, longest), dtype=np.int32)
     kind = np.zeros((users, longest), dtype=np.uint8)
+    value = np.full((users, longest), np.nan, dtype=np.float32)
     for step in range(longest):
         alive = np.flatnonzero(step < lengths)
         taste = world.taste[alive, _period(times[alive, step])]  # (alive, T)
         wish = _wish(last[alive], taste=taste, next_topic=world.next_topic)
+        if world.context:
+            wish = wish_by_hour(wish, times[alive, step])
         shown, enjoyment = _exposure(wish, item_topics=world.item_topics, popularity=world.popularity)
         chosen = _draw_rows(shown * fresh[alive], rng)
         luck, outcome = rng.random((2, len(alive)))
@@ -213,7 +240,12 @@ def _live(
         worse = np.where(outcome < SKIP_SHARE, EventKind.SKIP, EventKind.IMPRESSION)
         item[alive, step] = chosen
         kind[alive, step] = np.where(enjoyed, EventKind.CLICK + np.minimum(better, 2), worse)
-        last[alive] = np.where(enjoyed, main_topic[chosen], last[alive])
+        leading = enjoyed
+        if world.context:
+            value[alive, step] = np.where(enjoyed, draw_stars(len(alive), rng), np.nan)
+            gap = times[alive, step] - times[alive, step - 1] if step else np.zeros(len(alive))
+            leading = enjoyed & leads_on(gap, value[alive, step])
+        last[alive] = np.where(leading, main_topic[chosen], last[alive])
         fresh[alive, chosen] = kind[alive, step] == EventKind.IMPRESSION
     happened = np.arange(longest) < lengths[:, None]
     return EventColumns(
@@ -221,7 +253,7 @@ def _live(
         item=item[happened],
         time=times[happened],
         kind=kind[happened],
-        value=np.full(int(lengths.sum()), np.nan, dtype=np.float32),
+        value=value[happened],
     )
 
 

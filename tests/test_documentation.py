@@ -45,6 +45,7 @@ def test_no_command_is_a_stub() -> None:
         "homerank-server run",
         "homerank-server start",
         "homerank-simulate audit",
+        "homerank-simulate benchmark quality",
         "homerank-simulate benchmark robustness",
         "homerank-simulate data check",
         "homerank-simulate plan",

@@ -9,17 +9,21 @@ from dataclasses import dataclass, field
 from shared.errors import PrivacyError
 from shared.privacy.accounting import Release, epsilon_of, least
 
-PHASES = ("popularity", "train", "validate")
+PHASES = ("popularity", "prior", "train", "validate")
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """Noise multipliers z of one unit's releases, by phase, and what they add up to at the planned delta."""
+    """Noise multipliers z of one unit's releases, by phase, and what they add up to at the planned delta.
+
+    0 for a phase that is not asked.
+    """
 
     popularity: float
     train: float
     validate: float
     epsilon: float
+    prior: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,9 @@ class NoisePlan:
 class Demand:
     """What one unit's data will flow into.
 
-    shares: part of the budget (of `sum steps / z^2`) for each phase. steps, sample_rate: how often, and with which
-    Poisson rate, the unit joins training. dimensions: entries of each phase's reply when integer Skellam noise is
-    used, empty for Gaussian noise. grid: integer steps per sensitivity in that case.
+    shares: part of the budget (of `sum steps / z^2`) for each phase; 0 for one that is not asked. steps, sample_rate:
+    how often, and with which Poisson rate, the unit joins training. dimensions: entries of each phase's reply when
+    integer Skellam noise is used, empty for Gaussian noise. grid: integer steps per sensitivity in that case.
     """
 
     unit: str
@@ -57,7 +61,7 @@ class Demand:
 
     def releases(self, scale: float) -> list[Release]:
         """All planned releases at a common noise scale."""
-        return [self._release(phase, scale) for phase in PHASES if self.shares[phase] > 0]
+        return [self._release(phase, scale) for phase in PHASES if self.shares.get(phase, 0.0) > 0]
 
     def _release(self, phase: str, scale: float) -> Release:
         training = phase == "train"
@@ -98,9 +102,14 @@ def plan_layer(demand: Demand, *, epsilon: float, delta: float) -> LayerPlan:
 
 
 def price_layer(demand: Demand, *, train_multiplier: float, delta: float) -> LayerPlan:
-    """What a chosen training noise costs when the other phases keep their shares of the budget."""
+    """What a chosen training noise costs when the other phases keep their shares of the budget.
+
+    PrivacyError for a multiplier that is not positive, or when there is no training.
+    """
     if not train_multiplier > 0:
         raise PrivacyError(f"found noise multiplier {train_multiplier}; expected a positive one")
+    if not demand.shares["train"]:
+        raise PrivacyError("found a noise multiplier for training, and no training rounds; leave it out")
     scale = train_multiplier / math.sqrt(max(1, demand.steps) / demand.shares["train"])
     releases = demand.releases(scale)
     return layer_of(releases, epsilon=epsilon_of(releases, delta=delta))
@@ -109,4 +118,4 @@ def price_layer(demand: Demand, *, train_multiplier: float, delta: float) -> Lay
 def layer_of(releases: Sequence[Release], *, epsilon: float) -> LayerPlan:
     """The plan that these releases, one a phase, carry out."""
     multipliers = {release.phase: release.noise_multiplier for release in releases}
-    return LayerPlan(**{phase: multipliers[phase] for phase in PHASES}, epsilon=epsilon)
+    return LayerPlan(**{phase: multipliers.get(phase, 0.0) for phase in PHASES}, epsilon=epsilon)

@@ -130,10 +130,11 @@ def _trust(facts: Mapping[str, Any]) -> str:
 
 def _in_words(facts: Mapping[str, Any]) -> str:
     cap = facts["participation_cap"]
-    rounds = "randomly drawn training rounds" if cap is None else f"at most {cap} training round{'s' * (cap > 1)}"
+    rounds = "randomly drawn training rounds," if cap is None else f"at most {cap} training round{'s' * (cap > 1)},"
     protected = " ".join(
         f"For adding or removing {layer['unit']}, everything that this run took from it (a popularity count,"
-        f" {rounds}, one quality comparison) is"
+        f"{' the moments of the prior,' if 'prior' in layer['noise_multipliers'] else ''}"
+        f"{'' if cap == 0 else f' {rounds}'} one quality comparison) is"
         f" ({layer['epsilon']:.2f}, {facts['delta']:g})-differentially private."
         for layer in facts["layers"].values()
     )

@@ -125,6 +125,7 @@ class _AttackedDevice:
             times=60.0 * np.arange(count, dtype=np.float64),
             kinds=np.full(count, EventKind.CLICK, dtype=np.int64),
             roles=np.full(count, Role.TRAIN, dtype=np.int64),
+            values=np.full(count, np.nan),
         )
         self._windows = training_windows(history, length=LENGTH)
         self._expected = self._update(canary=False, noise_multiplier=0.0, seed=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,19 +38,21 @@ TRAINING = {
     "update_clip": 2.0,
     "quantile_weight": 0.5,
 }
+#: A prior that asks for 136 + 128 numbers.
+WITH_PRIOR = {"half_lives": [0.5, 3.0], "widths": [10, 6], "output": 8, "folds": 1}
 ANYTHING = Limits("none", "aggregate", epsilon=8.0, delta=1e-5)
 CAREFUL = Limits("event", "aggregate", epsilon=8.0, delta=1e-5)
 
 
-def tiny_config(**model: Any) -> Config:
+def tiny_config(*, prior: Mapping[str, Any] | None = None, **model: Any) -> Config:
     """Two blocks 32 wide, windows of four events."""
     settings = {"backbone": "tiny-bert", "history": LENGTH, "output_dim": 16, **model}
-    return merge(Config(), {"model": settings, "lora": {"rank": 2, "blocks": 0}})
+    return merge(Config(), {"model": settings, "lora": {"rank": 2, "blocks": 0}, "prior": prior or {}})
 
 
-def tiny_runtime(**model: Any) -> Runtime:
-    """The runtime that devices get for `question(model=...)`, at its start and with flat popularity."""
-    runtime = runtime_for(tiny_config(**model), SHELF)
+def tiny_runtime(*, prior: Mapping[str, Any] | None = None, **model: Any) -> Runtime:
+    """The runtime that devices get for `question(model=..., prior=...)`, at its start and with flat popularity."""
+    runtime = runtime_for(tiny_config(prior=prior, **model), SHELF)
     runtime.install(AdapterState({**runtime.start.arrays, POPULARITY: np.zeros(ITEMS, dtype=np.float32)}))
     return runtime
 
@@ -61,7 +63,7 @@ def rows(
     """One device's events, a minute apart; clicks unless `kinds` says otherwise."""
     kinds = kinds or [EventKind.CLICK] * len(items)
     return [
-        (0, seq, f"i{item}", 60.0 * seq, int(kinds[seq]), int(Role.VALIDATE if seq == held_out else role))
+        (0, seq, f"i{item}", 60.0 * seq, int(kinds[seq]), int(Role.VALIDATE if seq == held_out else role), None)
         for seq, item in enumerate(items)
     ]
 
@@ -105,16 +107,24 @@ def global_state(runtime: Runtime, **changed: np.ndarray) -> AdapterState:
 
 
 def question(
-    phase: str, *, state: AdapterState | None = None, model: dict[str, Any] | None = None, **changes: Any
+    phase: str,
+    *,
+    state: AdapterState | None = None,
+    model: dict[str, Any] | None = None,
+    prior: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> tuple[Manifest, RecordDict]:
     """A sound message of a phase; `changes` replace fields of its manifest, dotted for settings (`noise`)."""
-    runtime = tiny_runtime(**(model or {}))
+    if phase == "prior":
+        prior = prior or WITH_PRIOR
+    runtime = tiny_runtime(prior=prior, **(model or {}))
     if state is None:
-        state = AdapterState({}) if phase == "popularity" else global_state(runtime)
+        state = AdapterState({}) if phase in ("popularity", "prior") else global_state(runtime)
     replies: dict[str, dict[str, tuple[int, ...]]] = {
         "popularity": {POPULARITY: (ITEMS,)},
+        "prior": runtime.scorer.layout.shapes if runtime.scorer.layout else {},
         "train": dict(runtime.start.shapes),
-        "validate": {"difference": (1,)},
+        "validate": {"difference": (2 if runtime.scorer.layout else 1,)},
         "install": {},
     }
     settings = {**public_settings(runtime.config), "noise": EVENT, "training": TRAINING}

@@ -20,6 +20,7 @@ from client.store import Role
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY, load_adapter
 from shared.errors import BackboneError, ProtocolError
+from shared.model import Stage
 from shared.privacy.accounting import Release, gaussian_epsilon
 from shared.protocol import Manifest, decode_reply
 from shared.runtime import runtime_for
@@ -122,13 +123,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], Limits, str]] = {
     "another backbone": ("train", {"backbone": "b" * 64}, CAREFUL, "backbone"),
     "a backbone that is not here": (
         "train",
-        {"model": None, "settings": {"seed": 0, "model": {"backbone": "no/where"}, "lora": {}, "noise": EVENT}},
+        {
+            "model": None,
+            "settings": {"seed": 0, "model": {"backbone": "no/where"}, "prior": {}, "lora": {}, "noise": EVENT},
+        },
         CAREFUL,
         "backbone",
     ),
     "settings of a newer version": (
         "train",
-        {"settings": {"seed": 0, "model": {"depth": 3}, "lora": {}, "noise": EVENT}},
+        {"settings": {"seed": 0, "model": {"depth": 3}, "prior": {}, "lora": {}, "noise": EVENT}},
         CAREFUL,
         "bad-message",
     ),
@@ -421,8 +425,8 @@ def test_the_comparison_is_half_the_ndcg_gain_over_the_true_start(
 
 def test_the_comparison_cannot_exceed_its_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     quiet(monkeypatch)
-    monkeypatch.setattr(device_module, "ndcg", lambda ranks, k: np.array([100.0 if quality.pop() else -100.0]))
-    quality = [False, True]
+    quality = iter([-100.0, 100.0])  # the start's, then the adapter's
+    monkeypatch.setattr(device_module, "ndcg", lambda ranks, k: np.array([next(quality)]))
     manifest, content = question("validate")
     assert answered(Home().device.answer(content), manifest).pack().tolist() == [0.5]
 
@@ -445,7 +449,7 @@ def test_a_server_that_noises_a_smaller_range_gets_a_smaller_answer(monkeypatch:
     quiet(monkeypatch)
     answers = []
     for gain in (1.0, -1.0):
-        ndcgs = iter([gain, 0.0])
+        ndcgs = iter([0.0, gain])
         monkeypatch.setattr(device_module, "ndcg", lambda ranks, k, ndcgs=ndcgs: np.array([next(ndcgs)]))
         manifest, content = question("validate", noise=event(clip=1e-3))
         answers.append(float(answered(Home().device.answer(content), manifest).pack()[0]))
@@ -456,13 +460,13 @@ def test_the_held_out_event_and_what_follows_it_are_not_looked_at(monkeypatch: p
     lengths: list[int] = []
     real = device_module.score_catalogue
 
-    def note(runtime: Any, histories: Any, *, learned: bool = True) -> Any:
+    def note(runtime: Any, histories: Any, *, stage: Stage) -> Any:
         lengths.extend(len(history) for history in histories)
-        return real(runtime, histories, learned=learned)
+        return real(runtime, histories, stage=stage)
 
     monkeypatch.setattr(device_module, "score_catalogue", note)
     events = rows([1, 2, 3, 4, 5], held_out=3)
-    events[4] = (*events[4][:5], int(Role.HISTORY))
+    events[4] = (*events[4][:5], int(Role.HISTORY), None)
     Home(events=events).device.answer(question("validate")[1])
     assert lengths == [3, 3]
 

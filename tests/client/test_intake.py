@@ -42,10 +42,23 @@ def test_the_newest_target_is_held_out_and_what_follows_is_history(tmp_path: Pat
     assert history.roles.tolist() == [Role.TRAIN, Role.TRAIN, Role.VALIDATE, Role.HISTORY]
 
 
+def test_ratings_and_what_a_source_says_about_its_people_come_along(tmp_path: Path) -> None:
+    data = tmp_path / "d"
+    data.mkdir()
+    (data / "movies.dat").write_text("10::Toys (1995)::Comedy\n11::Heat (1995)::Action\n", encoding="latin-1")
+    (data / "ratings.dat").write_text("1::10::4::100\n2::11::5::100\n2::10::1::200\n", encoding="latin-1")
+    (data / "users.dat").write_text("1::M::1::2::90210\n2::F::25::7::90210\n", encoding="latin-1")
+    _, history = imported(tmp_path, data, "2")
+    assert history.values.tolist() == [5.0, 1.0]
+    assert history.attributes == {"gender": "women", "age": "25-34"}
+
+
 def test_a_single_target_is_trained_on_rather_than_held_out(tmp_path: Path) -> None:
     _, history = imported(tmp_path, write(tmp_path / "d", "user,item,kind\nana,tea,click\nana,cup,skip\n"))
     assert history.roles.tolist() == [Role.TRAIN, Role.TRAIN]
     assert np.isnan(history.times).all()
+    assert np.isnan(history.values).all()
+    assert history.attributes == {}
 
 
 def test_an_item_clicked_again_is_not_held_out(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,9 +12,10 @@ from client.ranker import recommend, score_catalogue, user_states
 from client.store import History, Store
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY
+from shared.prior import PRIOR
 from shared.runtime import Runtime
 from shared.schema import EventKind
-from tests.client.small_device import ITEMS, LENGTH, SHELF, rows, tiny_config, tiny_runtime
+from tests.client.small_device import ITEMS, LENGTH, SHELF, WITH_PRIOR, rows, tiny_config, tiny_runtime
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -22,13 +26,16 @@ def past(items: list[int], *kinds: EventKind) -> History:
     return store.history(0, SHELF)
 
 
-def trained_runtime() -> Runtime:
-    """Every parameter off its start, and popularity that grows with the item's number."""
-    runtime = tiny_runtime()
+def trained_runtime(prior: Mapping[str, Any] | None = None) -> Runtime:
+    """Every parameter off its start, popularity that grows with the item's number, and a random prior if asked for."""
+    runtime = tiny_runtime(prior=prior)
     generator = np.random.default_rng(2)
     start = runtime.start.arrays
     arrays = {name: a + generator.normal(0, 0.3, a.shape).astype(np.float32) for name, a in start.items()}
     popularity = np.linspace(-1, 1, ITEMS, dtype=np.float32)
+    if runtime.scorer.layout is not None:
+        size = (runtime.scorer.layout.features, runtime.scorer.layout.output)
+        arrays[PRIOR] = generator.normal(0, 0.3, size).astype(np.float32)
     runtime.install(AdapterState({**arrays, POPULARITY: popularity}))
     return runtime
 
@@ -109,5 +116,30 @@ def test_without_the_learned_part_the_weights_are_those_of_the_start() -> None:
     expected = score_catalogue(fresh, [history])
     runtime = trained_runtime()
     assert runtime.scorer.gamma.weight.item() != tiny_config().model.gamma
-    assert score_catalogue(runtime, [history], learned=False) == pytest.approx(expected, abs=1e-5)
+    assert score_catalogue(runtime, [history], stage="start") == pytest.approx(expected, abs=1e-5)
     assert np.abs(score_catalogue(runtime, [history]) - expected).max() > 0.1
+
+
+# --- with a prior ------------------------------------------------------------------------------------------
+
+
+def test_a_recommendation_says_how_much_of_it_is_the_priors() -> None:
+    runtime, history = trained_runtime(prior=WITH_PRIOR), past([1, 2, 3])
+    best = recommend(runtime, history, k=ITEMS)
+    for item in best:
+        assert set(item.parts) == {"content", "adapter", "popularity", "prior"}
+        assert sum(item.parts.values()) == pytest.approx(item.score, rel=1e-5, abs=1e-5)
+    assert len({round(item.parts["prior"], 4) for item in best}) > ITEMS / 2
+    scores = score_catalogue(runtime, [history])[0]
+    assert [item.score for item in best] == sorted((item.score for item in best), reverse=True)
+    for item in best:
+        assert item.score == pytest.approx(float(scores[runtime.catalogue.index(item.item_id)]), abs=1e-5)
+
+
+def test_without_a_history_the_prior_is_popularity_too() -> None:
+    runtime = trained_runtime(prior=WITH_PRIOR)
+    best = recommend(runtime, past([]), k=ITEMS)
+    assert [item.item_id for item in best] == [f"i{item}" for item in reversed(range(ITEMS))]
+    assert all(item.parts["content"] == item.parts["adapter"] == 0.0 for item in best)
+    logs = runtime.config.prior.kappa * np.log(runtime.config.prior.floor * runtime.table.share.numpy())
+    assert [item.parts["prior"] for item in best] == pytest.approx(logs[::-1].tolist(), abs=1e-4)

@@ -8,13 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.request import check_reply_form, read_step, refuse_coarse, stream
+from client.request import check_reply_form, compared, read_step, refuse_coarse, stream
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY
 from shared.errors import ProtocolError
 from shared.noise import Layer, Noise
 from shared.protocol import BELOW_CLIP
-from tests.client.small_device import BOTH, EVENT, ITEMS, OPEN, TRAINING, USER, question, tiny_runtime
+from tests.client.small_device import (
+    BOTH,
+    EVENT,
+    ITEMS,
+    OPEN,
+    TRAINING,
+    USER,
+    WITH_PRIOR,
+    question,
+    tiny_runtime,
+)
 
 SHARED, CENTRAL, TWO, NOTHING = (Noise.from_dict(values) for values in (EVENT, USER, BOTH, OPEN))
 LOCAL = Noise("event", "local", "device", 1, event=Layer(2.0, 2.0))
@@ -48,6 +58,16 @@ def test_windows_are_clipped_to_their_layer_and_noised_step_by_step_only_at_even
 def test_the_window_clip_is_the_layers_over_the_learning_rate_so_that_the_reply_moves_by_the_layers() -> None:
     manifest, _ = question("train", training={**TRAINING, "local_learning_rate": 0.25, "clip_norm": 99.0})
     assert read_step(manifest, SHARED).clip_norm == 8.0  # the manifest's own clip_norm has no say
+
+
+def test_attributes_are_not_read_under_a_guarantee_for_one_window() -> None:
+    manifest, _ = question("train", model={"context": ["kind", "attributes"]})
+    for noise in (SHARED, LOCAL, SECURE):
+        with pytest.raises(ProtocolError, match="does not cover what is read with all of them") as caught:
+            read_step(manifest, noise)
+        assert caught.value.code == "trust"
+    for covered in (CENTRAL, TWO, NOTHING):
+        assert read_step(manifest, covered).steps == 1
 
 
 @pytest.mark.parametrize(
@@ -125,11 +145,24 @@ def test_the_clips_quantile_is_not_asked_of_a_protected_window(noise: Noise) -> 
     assert caught.value.code == "trust"
 
 
+MOMENTS = {"prior_features": (16 * 17 // 2,), "prior_targets": (16, 8)}
 #: phase: (replies that may be asked for, replies that may not).
 FORMS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
     "popularity": (
         [{POPULARITY: (ITEMS,)}],
         [{}, {POPULARITY: (ITEMS + 1,)}, {POPULARITY: (ITEMS,), BELOW_CLIP: (1,)}, {"difference": (1,)}],
+    ),
+    "prior": (
+        [MOMENTS],
+        [
+            {},
+            {"prior_features": (136,)},
+            {**MOMENTS, "prior_features": (135,)},
+            {**MOMENTS, "prior_targets": (8, 16)},
+            {**MOMENTS, "prior_targets": (128,)},
+            {**MOMENTS, BELOW_CLIP: (1,)},
+            {"prior": (16, 8)},
+        ],
     ),
     "train": (
         [{"gamma.weight": (1,)}, WITH_QUANTILE],
@@ -149,13 +182,34 @@ FORMS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
 
 @pytest.mark.parametrize("phase", FORMS)
 def test_only_the_answers_of_a_phase_can_be_asked_for(phase: str) -> None:
-    runtime = tiny_runtime()
+    runtime = tiny_runtime(prior=WITH_PRIOR if phase == "prior" else None)
     fine, odd = FORMS[phase]
     for reply in fine:
         check_reply_form(question(phase, reply=reply)[0], runtime)
     for reply in odd:
         with pytest.raises(ProtocolError, match=f"found a {phase} message that asks for something else"):
             check_reply_form(question(phase, reply=reply)[0], runtime)
+
+
+def test_moments_are_not_asked_of_a_model_without_a_prior() -> None:
+    for reply in (MOMENTS, {}):
+        with pytest.raises(ProtocolError, match="found a prior message that asks for something else"):
+            check_reply_form(question("prior", reply=reply)[0], tiny_runtime())
+
+
+@pytest.mark.parametrize(("prior", "stages"), [(None, ("adapter",)), (WITH_PRIOR, ("prior", "adapter"))])
+def test_as_many_differences_are_asked_for_as_there_are_candidates(prior: Any, stages: tuple[str, ...]) -> None:
+    """Whatever the message carries: in most stages of secure aggregation that is nothing."""
+    runtime = tiny_runtime(prior=prior)
+    assert compared(runtime) == stages
+    for asked in (1, 2, 3):
+        reply = {"difference": (asked,)}
+        manifest, _ = question("validate", prior=prior, state=AdapterState({}), reply=reply)
+        if asked == len(stages):
+            check_reply_form(manifest, runtime)
+        else:
+            with pytest.raises(ProtocolError, match="found a validate message"):
+                check_reply_form(manifest, runtime)
 
 
 def test_each_device_and_question_has_a_stream_of_its_own() -> None:

@@ -11,18 +11,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.samples import (
+    attribute_counts,
     gap_buckets,
+    hour_buckets,
     next_targets,
     ranking_windows,
     seen_items,
     stack_windows,
     training_windows,
+    value_buckets,
 )
 from client.store import History, Role
-from shared.model import GAP_BUCKETS, GAP_EDGES, IGNORE, Windows
 from shared.schema import EventKind
+from shared.windows import (
+    ATTRIBUTE_BUCKETS,
+    GAP_BUCKETS,
+    GAP_EDGES,
+    HOUR_BUCKETS,
+    IGNORE,
+    VALUE_BUCKETS,
+    VALUE_EDGES,
+    Windows,
+)
 
-UNKNOWN = GAP_BUCKETS - 1
+UNKNOWN, NO_VALUE, NO_HOUR = GAP_BUCKETS - 1, VALUE_BUCKETS - 1, HOUR_BUCKETS - 1
 K = EventKind
 
 
@@ -32,6 +44,8 @@ def history(
     kinds: list[EventKind] | None = None,
     times: list[float] | None = None,
     roles: list[Role] | None = None,
+    values: list[float] | None = None,
+    **attributes: str,
 ) -> History:
     count = len(items)
     return History(
@@ -39,6 +53,8 @@ def history(
         times=np.array(times if times is not None else range(count), dtype=np.float64),
         kinds=np.array(kinds or [K.CLICK] * count, dtype=np.int64),
         roles=np.array(roles or [Role.TRAIN] * count, dtype=np.int64),
+        values=np.array(values or [math.nan] * count),
+        attributes=attributes,
     )
 
 
@@ -120,6 +136,8 @@ def test_a_window_by_hand() -> None:
             [5, 6, 7, 8, 9, 3],
             kinds=[K.CLICK, K.SKIP, K.IMPRESSION, K.PURCHASE, K.LIKE, K.RATING],
             times=[0, 60, 61, math.nan, 90_000, 90_001],
+            values=[math.nan, 0.5, 4.0, 12.5, 1e6, 1.0],
+            age="25-34",
             roles=[Role.TRAIN] * 5 + [Role.VALIDATE],
         ),
         length=4,
@@ -132,8 +150,13 @@ def test_a_window_by_hand() -> None:
     # The validation item 3 is not a target of anything, and the window's end has nothing to predict.
     assert windows.targets.tolist() == [[8, 8, 8, IGNORE], [IGNORE] * 4]
     assert windows.gaps.tolist() == [[UNKNOWN, 0, 0, UNKNOWN], [UNKNOWN] * 4]
+    assert windows.values.tolist() == [[NO_VALUE, 0, 3, 10], [12, NO_VALUE, NO_VALUE, NO_VALUE]]
+    assert windows.hours.tolist() == [[0, 0, 0, NO_HOUR], [1, NO_HOUR, NO_HOUR, NO_HOUR]]
+    assert windows.attributes.sum(1).tolist() == [1.0, 1.0]
     assert windows.last.tolist() == [3, 0]
-    assert all(getattr(windows, name).dtype == torch.int64 for name in ("items", "kinds", "gaps", "targets"))
+    columns = ("items", "kinds", "gaps", "values", "hours", "targets")
+    assert all(getattr(windows, name).dtype == torch.int64 for name in columns)
+    assert windows.attributes.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -176,6 +199,47 @@ def test_every_bucket_is_used_and_a_source_without_times_has_one() -> None:
     assert (len(GAP_EDGES), GAP_BUCKETS) == (6, 8)
     assert gap_buckets(np.full(3, np.nan)).tolist() == [UNKNOWN] * 3
     assert gap_buckets(np.zeros(0)).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("value", "bucket"),
+    [(-3.0, 0), (0.5, 0), (1.0, 0), (1.5, 1), (5.0, 4), (10.0, 9), (10.5, 10), (100.0, 10), (1_000.0, 11), (1e9, 12)],
+)
+def test_ratings_and_amounts_fall_into_buckets(value: float, bucket: int) -> None:
+    assert (len(VALUE_EDGES), VALUE_BUCKETS) == (12, 14)
+    assert value_buckets(np.array([value, math.nan])).tolist() == [bucket, NO_VALUE]
+
+
+def test_hours_of_the_day_are_in_utc_whatever_the_day() -> None:
+    midnight = 1_704_067_200.0  # 2024-01-01T00:00:00Z
+    times = np.array(
+        [midnight, midnight + 3_599, midnight + 3_600, midnight - 1, midnight + 86_400 * 40, math.nan, -1.0]
+    )
+    assert hour_buckets(times).tolist() == [0, 0, 1, 23, 0, NO_HOUR, 23]
+    assert HOUR_BUCKETS == 25
+
+
+def test_attributes_are_hashed_name_and_value_together() -> None:
+    one, other = attribute_counts({"age": "25-34"}), attribute_counts({"age": "18-24"})
+    assert one.shape == (ATTRIBUTE_BUCKETS,)
+    assert one.dtype == np.float32
+    assert not np.array_equal(one, other)
+    assert not np.array_equal(one, attribute_counts({"year": "25-34"}))
+    assert np.array_equal(
+        attribute_counts({"age": "25-34", "year": "25-34"}), one + attribute_counts({"year": "25-34"})
+    )
+    assert not attribute_counts({}).any()
+    assert int(attribute_counts({"gender": "women"}).argmax()) == 19  # the same on every machine: it is public
+
+
+def test_windows_of_one_person_share_their_attributes_and_keep_them_when_cut() -> None:
+    windows = training_windows(history(list(range(5)), age="25-34"), length=2)
+    assert windows.attributes.shape == (3, ATTRIBUTE_BUCKETS)
+    assert (windows.attributes == windows.attributes[0]).all()
+    assert torch.equal(windows.shorten(1).attributes, windows.attributes)
+    assert windows.shorten(1).values.shape == (3, 1)
+    both = ranking_windows([history([1], age="25-34"), history([1])], length=2)
+    assert both.attributes.sum(1).tolist() == [1.0, 0.0]
 
 
 def test_ranking_reads_the_newest_events_of_all_roles_without_targets() -> None:

@@ -18,10 +18,22 @@ from client import trainer
 from client.trainer import Step, clipped_popularity, gaussian, make_generator, train_locally
 from shared.adapter import AdapterState
 from shared.backbone import frozen_digest
-from shared.config import Lora
+from shared.config import Lora, Model, Prior
 from shared.errors import AdapterError, PrivacyError
-from shared.model import ItemTable, Scorer, Windows, load_parameters, read_parameters, trainable
-from tests.tiny_models import PLAIN, RICH, TINY_FAMILIES, item_table, random_windows, shaken_scorer
+from shared.items import ItemTable
+from shared.model import Scorer, load_parameters, read_parameters, trainable
+from shared.windows import Windows
+from tests.tiny_models import (
+    CODED,
+    MANY,
+    PLAIN,
+    PRIOR,
+    RICH,
+    TINY_FAMILIES,
+    item_table,
+    random_windows,
+    shaken_scorer,
+)
 
 HUGE = 1e20  # a clip that never binds, but goes through Opacus
 
@@ -77,10 +89,13 @@ def assert_close(found: AdapterState, expected: AdapterState, *, tolerance: floa
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
-@pytest.mark.parametrize("model", [RICH, PLAIN], ids=["rich", "plain"])
-def test_opacus_gradients_are_those_of_each_window_alone(family: str, model: object) -> None:
-    """For every trainable parameter: LoRA, gamma, beta, event context, input and output projections."""
-    scorer, table, windows = shaken_scorer(family, model=model), item_table(model), random_windows(5)
+@pytest.mark.parametrize(
+    ("model", "prior"), [(RICH, None), (PLAIN, None), (CODED, PRIOR)], ids=["rich", "plain", "prior"]
+)
+def test_opacus_gradients_are_those_of_each_window_alone(family: str, model: Model, prior: Prior | None) -> None:
+    """For every trainable parameter: LoRA, gamma, beta, context, projections of vectors and of codes."""
+    scorer, windows = shaken_scorer(family, model=model, prior=prior), random_windows(5)
+    table = item_table(model, items=MANY)
     expected = gradients_one_by_one(scorer, windows, table)
     for name in expected[0]:
         assert max(np.abs(gradient.arrays[name]).max() for gradient in expected) > 0, name
@@ -93,6 +108,33 @@ def test_opacus_gradients_are_those_of_each_window_alone(family: str, model: obj
             assert_close(AdapterState(found), gradient, tolerance=1e-5)
     finally:
         hooks.cleanup()
+
+
+def test_a_regression_far_below_zero_leaves_a_finite_loss_and_gradient() -> None:
+    """float32 would round soft(q) to 0, and its logarithm would be a target's infinite loss."""
+    scorer, table, windows = shaken_scorer(model=CODED, prior=PRIOR), item_table(CODED, items=MANY), random_windows(5)
+    assert scorer.prior is not None
+    scorer.set_prior((50 * scorer.prior).numpy())
+    table.set_popularity(np.linspace(-12, 0, MANY, dtype=np.float32))
+    assert torch.isfinite(scorer.window_losses(windows, table)).all()
+    for gradient in gradients_one_by_one(scorer, windows, table):
+        assert gradient.is_finite()
+        assert gradient.norm() > 0.1
+
+
+@pytest.mark.parametrize("clip", [math.inf, 0.5])
+def test_a_prior_is_trained_against_and_never_trained(clip: float) -> None:
+    scorer, table, windows = shaken_scorer(model=CODED, prior=PRIOR), item_table(CODED, items=MANY), random_windows(5)
+    matrix = scorer.prior
+    assert matrix is not None
+    before = matrix.clone()
+    with_prior = train(scorer, windows, table, clip_norm=clip)
+    assert torch.equal(matrix, before)
+    assert matrix.grad is None
+    scorer.set_prior(None)
+    without = train(scorer, windows, table, clip_norm=clip)
+    assert with_prior.shapes == without.shapes
+    assert (with_prior - without).norm() > 0.1
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
@@ -165,7 +207,7 @@ def test_measured_noise_is_multiplier_times_clip(multiplier: float, clip: float,
     draws = np.concatenate(
         [
             (train(scorer, windows, table, seed=seed, noise_multiplier=multiplier, **settings) - clean).pack()
-            for seed in range(12)
+            for seed in range(12, 24)
         ]
     ).astype(np.float64) / (rate * multiplier * clip)
     assert len(draws) > 10_000

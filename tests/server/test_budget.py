@@ -13,10 +13,13 @@ from client import device as device_module
 from client.limits import Limits
 from server.budget import (
     DIFFERENCE_BOUND,
+    budget_shares,
+    compared,
     is_amplified,
     phase_noise,
     plan_budget,
     quantile_weight,
+    reply_sizes,
     run_facts,
     sensitivities,
     unit_budgets,
@@ -29,12 +32,16 @@ from shared.noise import MODES
 from shared.privacy.accounting import Release, epsilon_of
 from shared.privacy.plan import PHASES
 from shared.protocol import decode_reply
-from tests.client.small_device import LENGTH, Home, question, rows
+from tests.client.small_device import LENGTH, WITH_PRIOR, Home, global_state, question, rows, tiny_runtime
 from tests.client.small_device import tiny_config as device_config
 
 DEVICES = 40
 PRIVATE_MODES = ("event", "user", "both")
 pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+#: Settings of a run that asks for a prior; privacy allows one group.
+PRIOR = {"half_lives": [2.0], "widths": [8], "folds": 1}
 
 
 def config(**sections: Any) -> Config:
@@ -55,22 +62,29 @@ def reply_of(settings: Config, phase: str, events: list[int]) -> AdapterState:
     noise = phase_noise(settings, plan_budget(settings, DEVICES), phase=phase, asked=8)
     assert noise.device_std == 0.0
     training = {**settings.to_dict()["training"], "update_clip": 1.0, "quantile_weight": 0.0}
-    manifest, content = question(phase, noise=noise.to_dict(), training=training)
+    state = None
+    if phase == "validate" and settings.prior.half_lives:
+        runtime = tiny_runtime(prior=WITH_PRIOR)
+        state = global_state(runtime, prior=np.zeros((16, 8), dtype=np.float32))
+    prior = WITH_PRIOR if settings.prior.half_lives else None
+    manifest, content = question(phase, prior=prior, state=state, noise=noise.to_dict(), training=training)
     home = Home(events=rows([*events, 9], held_out=len(events)) if events else [])
     home.device._limits = Limits("both", "aggregate", epsilon=99.0, delta=1e-5)
     return decode_reply(home.device.answer(content), manifest)
 
 
-@pytest.mark.parametrize(("phase", "unit"), list(product(("popularity", "train"), ("event", "user"))))
+@pytest.mark.parametrize(("phase", "unit"), list(product(("popularity", "prior", "train"), ("event", "user"))))
 @pytest.mark.parametrize("user_clip", [0.2, 1e3])
 def test_no_unit_moves_a_devices_reply_by_more_than_its_sensitivity(phase: str, unit: str, user_clip: float) -> None:
-    settings = merge(merge(device_config(), TIGHT), {"privacy": {"user_clip": user_clip}})
+    prior = {**WITH_PRIOR, "clip": user_clip} if phase == "prior" else None
+    settings = merge(merge(device_config(prior=prior), TIGHT), {"privacy": {"user_clip": user_clip}})
     replies = [reply_of(settings, phase, events) for events in NEIGHBOURS[unit]]
     moved = (replies[0] - replies[1]).norm()
     stated = sensitivities(settings, phase)[unit]
     assert moved <= stated * (1 + 1e-4) + 1e-6
     alone_binds = {
         "popularity": True,
+        "prior": (unit, user_clip) == ("user", 0.2),
         "train": (unit == "event" and user_clip == 1e3) or (unit, user_clip) == ("user", 0.2),
     }
     if alone_binds[phase] and not (phase == "popularity" and unit == "event"):
@@ -83,23 +97,87 @@ def test_the_sensitivities_of_the_table_by_hand() -> None:
     assert sensitivities(settings, "train") == {"event": 1.5, "user": 1.0}
     assert sensitivities(settings, "train", update_clip=0.25) == {"event": 1.5, "user": 0.25}
     assert sensitivities(settings, "validate") == {"event": 1.0, "user": 0.5}
+    with_prior = merge(settings, {"prior": {**PRIOR, "clip": 0.3}})
+    assert sensitivities(with_prior, "prior") == {"event": 0.3, "user": 0.3}
+    assert sensitivities(with_prior, "validate") == pytest.approx({"event": 2**0.5, "user": 2**0.5 / 2})
     assert device_module.DIFFERENCE_BOUND == DIFFERENCE_BOUND
 
 
 @pytest.mark.parametrize("unit", ["event", "user"])
-def test_the_comparison_goes_from_one_end_of_its_range_to_the_other(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = merge(device_config(), TIGHT)
+@pytest.mark.parametrize("prior", [None, WITH_PRIOR], ids=["one candidate", "two candidates"])
+def test_the_comparison_goes_from_one_end_of_its_range_to_the_other(
+    unit: str, prior: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = merge(device_config(prior=prior), TIGHT)
     answers = []
     for gain in (5.0, -5.0):
-        ndcgs = iter([gain, 0.0])
+        ndcgs = iter([0.0, gain, gain])
         monkeypatch.setattr(device_module, "ndcg", lambda ranks, k, ndcgs=ndcgs: np.array([next(ndcgs)]))
-        answers.append(float(reply_of(settings, "validate", EVENTS).pack()[0]))
-    gone = float(reply_of(settings, "validate", []).pack()[0])
-    moved = abs(answers[0] - answers[1]) if unit == "event" else max(abs(answer - gone) for answer in answers)
-    assert moved == sensitivities(settings, "validate")[unit]
+        answers.append(reply_of(settings, "validate", EVENTS))
+    assert answers[0].size == len(compared(settings))
+    gone = reply_of(settings, "validate", [])
+    moved = [answers[0] - answers[1]] if unit == "event" else [answer - gone for answer in answers]
+    assert max(change.norm() for change in moved) == pytest.approx(sensitivities(settings, "validate")[unit], rel=1e-6)
 
 
 # --- the plan ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prior", [{}, PRIOR], ids=["no prior", "prior"])
+@pytest.mark.parametrize("rounds", [0, 12])
+@pytest.mark.parametrize(
+    "changes", [{}, {"popularity_share": 0.2, "validation_share": 0.05, "prior_share": 0.6}], ids=["usual", "other"]
+)
+def test_shares_of_the_budget_add_up_to_one(rounds: int, prior: dict[str, Any], changes: dict[str, float]) -> None:
+    settings = config(privacy=changes, federation={"rounds": rounds}, prior=prior)
+    shares = budget_shares(settings)
+    assert set(shares) == set(PHASES)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert {phase for phase, share in shares.items() if share == 0} == (
+        ({"train"} if not rounds else set()) | ({"prior"} if not prior else set())
+    )
+    wanted = {"popularity": "popularity_share", "validate": "validation_share", "prior": "prior_share"}
+    asked = {phase: getattr(settings.privacy, name) for phase, name in wanted.items() if shares[phase]}
+    scale = 1.0 if rounds else sum(asked.values())
+    for phase, share in asked.items():
+        assert shares[phase] == pytest.approx(share / scale)
+
+
+@pytest.mark.parametrize("mode", PRIVATE_MODES)
+@pytest.mark.parametrize("rounds", [0, 12])
+def test_a_prior_is_paid_out_of_the_same_budget(mode: str, rounds: int) -> None:
+    settings = config(privacy={"mode": mode}, federation={"rounds": rounds}, prior=PRIOR)
+    plan, without = (plan_budget(merge(settings, {"prior": change}), DEVICES) for change in (PRIOR, NO_PRIOR))
+    assert plan is not None
+    assert without is not None
+    for unit in MODES[mode]:
+        layer, other = getattr(plan, unit), getattr(without, unit)
+        charged = [Release(phase, getattr(layer, phase)) for phase in ("popularity", "prior", "validate")]
+        if rounds:
+            charged.append(Release("train", layer.train, steps=3))
+            assert layer.train > other.train > 0
+        assert epsilon_of(charged, delta=1e-5) == pytest.approx(8.0, rel=1e-6)
+        parts = [release.steps / release.noise_multiplier**2 for release in charged]
+        shares = [budget_shares(settings)[release.phase] for release in charged]
+        assert [part / sum(parts) for part in parts] == pytest.approx(shares)
+        assert other.prior == 0.0
+        assert (layer.train == 0.0) == (rounds == 0)
+
+
+NO_PRIOR: dict[str, Any] = {"half_lives": [], "widths": []}
+
+
+def test_replies_are_as_large_as_the_plan_takes_them_to_be() -> None:
+    """For each phase what a device is asked for, which integer noise is planned with."""
+    runtime = tiny_runtime(prior=WITH_PRIOR)
+    settings = device_config(prior=WITH_PRIOR)
+    sizes = reply_sizes(settings, runtime.start, items=24, layout=runtime.scorer.layout)
+    asked = {
+        phase: AdapterState.length(question(phase, prior=WITH_PRIOR)[0].reply) for phase in ("popularity", "prior")
+    }
+    assert {phase: sizes[phase] for phase in asked} == asked == {"popularity": 24, "prior": 136 + 128}
+    assert sizes["validate"] == 2
+    assert reply_sizes(device_config(), runtime.start, items=24) == {**sizes, "prior": 0, "validate": 1}
 
 
 @pytest.mark.parametrize("mode", PRIVATE_MODES)
@@ -217,8 +295,9 @@ def test_no_more_bands_than_rounds_that_a_device_stays_away(bands: int, fits: bo
 def test_the_noise_of_an_exchange_is_sound_and_covers_every_unit(
     phase: str, mode: str, trust: str, secure: bool, by: str
 ) -> None:
-    settings = config(privacy={"mode": mode, "trust": trust}, federation={"secure_aggregation": secure})
-    sizes = {"popularity": 50, "train": 60, "validate": 1}
+    federation = {"secure_aggregation": secure}
+    settings = config(privacy={"mode": mode, "trust": trust}, federation=federation, prior={**PRIOR, "clip": 0.7})
+    sizes = {"popularity": 50, "prior": 70, "train": 60, "validate": 2}
     plan = plan_budget(settings, DEVICES, dimensions=sizes)
     noise = phase_noise(settings, plan, phase=phase, asked=8)
     assert noise.from_dict(noise.to_dict()) == noise
@@ -282,3 +361,8 @@ def test_a_run_is_described_by_what_its_statement_needs() -> None:
         "phases": ["popularity", "train", "validate"],
     }
     assert run_facts(settings, plan, devices=DEVICES, seeded=True) == {**facts, "seeded": True}
+    with_prior = merge(settings, {"prior": PRIOR})
+    found = run_facts(with_prior, plan, devices=DEVICES, seeded=False)["phases"]
+    assert found == ["popularity", "prior", "train", "validate"]
+    alone = merge(with_prior, {"federation": {"rounds": 0}})
+    assert run_facts(alone, plan, devices=DEVICES, seeded=False)["phases"] == ["popularity", "prior", "validate"]

@@ -42,6 +42,7 @@ def advanced() -> ServerState:
     state.noises = [np.random.default_rng(number).normal(size=3) for number in range(12)]
     state.row = {"phase": "train", "round": 7, "refused": {"late": 1}}
     state.asked = {"7": 2, str(2**64 - 1): 1}
+    state.priors, state.members = "cd" * 32, "ef" * 32
     return state
 
 
@@ -56,6 +57,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert (loaded.round, loaded.averaged_rounds, loaded.outcome) == (7, 2, state.outcome)
     assert (loaded.population, loaded.clip, loaded.head, loaded.row) == (40, 0.1 + 0.2, state.head, state.row)
     assert loaded.asked == state.asked
+    assert (loaded.priors, loaded.members) == (state.priors, state.members)
     assert [noise.tolist() for noise in loaded.noises] == [
         noise.tolist() for noise in state.noises
     ]  # every bit, in order

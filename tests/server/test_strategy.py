@@ -37,6 +37,7 @@ from tests.simulations.tiny_runs import tiny_config, write_data
 USERS = 6
 SMALL = ("federation.cohort=4", "federation.rounds=2", "federation.quorum=0.5", "evaluation.every=0")
 PRIVATE = ("privacy.mode=event", "training.clip_norm=0.5")
+PRIOR = ("prior.half_lives=[1.0, 4.0]", "prior.widths=[12, 6]", "prior.output=10", "prior.ridge=1.0")
 CORRELATED = ("federation.aggregation=ffa", "privacy.noise_bands=2")
 
 #: What happens to a reply: (question, node, reply) to the reply that arrives.
@@ -345,8 +346,10 @@ def crash_around(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None
         ("privacy.mode=user", "privacy.clip_quantile=0.5"),
         ("privacy.mode=user", "federation.sampling=cyclic", "federation.cohort=2", *CORRELATED),
         ("federation.sampling=poisson", "federation.cohort=3"),
+        PRIOR,
+        ("privacy.mode=event", *PRIOR, "prior.folds=1"),
     ],
-    ids=["averaged", "private", "adaptive", "correlated", "poisson"],
+    ids=["averaged", "private", "adaptive", "correlated", "poisson", "prior", "private prior"],
 )
 def test_a_run_that_dies_at_every_message_and_every_save_ends_like_one_that_does_not(
     settings: tuple[str, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -365,7 +368,8 @@ def test_a_run_that_dies_at_every_message_and_every_save_ends_like_one_that_does
         except CrashError:
             deaths += 1
     assert deaths > 2 * (USERS + USERS)
-    for name in ("checkpoint.safetensors", "candidate.safetensors", "rounds/00000.safetensors"):
+    names = ["checkpoint.safetensors", "candidate.safetensors", "rounds/00000.safetensors"]
+    for name in names + ["prior.safetensors"] * bool(whole.config.prior.half_lives):
         assert (broken.path / name).read_bytes() == (whole.path / name).read_bytes(), name
     for path in (whole.path / "adapter").iterdir():
         assert (broken.path / "adapter" / path.name).read_bytes() == path.read_bytes(), path.name
@@ -461,7 +465,8 @@ def test_an_adapter_that_ranks_no_better_than_the_start_is_not_shipped(
     assert popularity.argmax() == 0
     assert float(adapter.arrays["beta.weight"][0]) == (beta + move if shipped == "adapter" else beta)
     assert (adapter == server.runtime.start) == (shipped == "start")
-    assert (server.state.shipped(server.runtime.start) == server.runtime.start) == (shipped == "start")
+    delivered = server._messages.delivered(server.priors)  # what real devices would be sent
+    assert delivered == AdapterState({**adapter.arrays, POPULARITY: popularity})
     assert float(result(run).arrays["beta.weight"][0]) == beta + move
 
 

@@ -66,6 +66,10 @@ def other_value(name: str, default: Any) -> Any:
     choices = {
         "data.split": "temporal",
         "federation.server_optimizer": "sgd",
+        "model.context": ("kind", "value", "hour"),
+        "prior.half_lives": (1.5, 9.0),
+        "prior.widths": (3, 4),
+        "prior.folds": 1,  # more go with no privacy, and the runs below are private
     }
     if name in choices:
         return choices[name]
@@ -182,9 +186,19 @@ def test_the_page_on_configuration_has_every_key() -> None:
         ({"model": {"blocks": 2.0}}, r"model.blocks: found 2.0; expected int"),
         ({"model": {"blocks": True}}, r"model.blocks: found True; expected int"),
         ({"model": {"gamma": True}}, r"model.gamma: found True; expected float"),
-        ({"model": {"event_context": 1}}, r"model.event_context: found 1; expected bool"),
-        ({"lora": {"targets": "q"}}, r"lora.targets: found 'q'; expected a list of names"),
-        ({"lora": {"targets": [1]}}, r"lora.targets: found \[1\]; expected a list of names"),
+        ({"model": {"context": 1}}, r"model.context: found 1; expected a list"),
+        ({"model": {"context": ["kind", "vallue"]}}, r"model.context: found 'vallue'.*Did you mean 'value'"),
+        ({"prior": {"skip_penalty": 1.5}}, r"prior.skip_penalty: found 1.5; expected 0 to 1"),
+        ({"lora": {"targets": "q"}}, r"lora.targets: found 'q'; expected a list"),
+        ({"lora": {"targets": ["q", 1]}}, r"lora.targets\[1\]: found 1; expected str"),
+        ({"prior": {"half_lives": 3.0}}, r"prior.half_lives: found 3.0; expected a list"),
+        ({"prior": {"half_lives": ["3"]}}, r"prior.half_lives\[0\]: found '3'; expected float"),
+        ({"prior": {"half_lives": [True]}}, r"prior.half_lives\[0\]: found True; expected float"),
+        ({"prior": {"widths": [8, 2.5]}}, r"prior.widths\[1\]: found 2.5; expected int"),
+        ({"prior": {"half_lives": [2, 3], "widths": [8]}}, r"found 2 half_lives and 1 widths; expected one width each"),
+        ({"prior": {"half_lives": [2, 0.0], "widths": [8, 8]}}, r"prior.half_lives: found 0.0; expected 0.01 to 1e"),
+        ({"prior": {"half_lives": [math.nan], "widths": [8]}}, r"prior.half_lives: found nan"),
+        ({"prior": {"half_lives": [2], "widths": [0]}}, r"prior.widths: found 0; expected 1 to 65536"),
         ({"privacy": {"mode": "evnt"}}, r"privacy.mode: found 'evnt'.*Did you mean 'event'"),
         ({"privacy": {"trust": "server"}}, r"expected one of aggregate, local"),
         ({"federation": {"aggregation": "flora"}}, r"expected one of alternate, ffa, fedit"),
@@ -193,6 +207,10 @@ def test_the_page_on_configuration_has_every_key() -> None:
         ({"training": {"window_sample_rate": 0}}, r"training.window_sample_rate"),
         (
             {"privacy": {"popularity_share": 0.6, "validation_share": 0.4}},
+            r"add up to 1; training gets nothing",
+        ),
+        (
+            {"prior": {"half_lives": [2.0], "widths": [8]}, "privacy": {"prior_share": 0.8}},
             r"add up to 1; training gets nothing",
         ),
     ],
@@ -205,6 +223,13 @@ def test_bad_values_are_refused_by_name(values: dict[str, Any], message: str) ->
 def test_whole_numbers_are_accepted_where_a_float_is_wanted() -> None:
     assert Config.from_dict({"model": {"gamma": 3}}).model.gamma == 3.0
     assert isinstance(Config.from_dict({"model": {"gamma": 3}}).model.gamma, float)
+    listed = Config.from_dict({"prior": {"half_lives": [3, 1.5], "widths": [8, 8]}}).prior.half_lives
+    assert listed == (3.0, 1.5)
+    assert [type(value) for value in listed] == [float, float]
+
+
+def test_the_share_of_a_prior_that_is_not_asked_for_is_not_counted() -> None:
+    assert Config.from_dict({"privacy": {"prior_share": 0.9}}).prior.half_lives == ()
 
 
 @pytest.mark.parametrize(
@@ -216,7 +241,8 @@ def test_whole_numbers_are_accepted_where_a_float_is_wanted() -> None:
         ("data.source=../data/ml-1m", lambda config: config.data.source == "../data/ml-1m"),
         ('data.source="a=b"', lambda config: config.data.source == "a=b"),
         ("lora.targets=['q', 'k']", lambda config: config.lora.targets == ("q", "k")),
-        ("model.event_context=false", lambda config: config.model.event_context is False),
+        ("model.context=['hour']", lambda config: config.model.context == ("hour",)),
+        ("prior.output=7", lambda config: config.prior.output == 7),
     ],
 )
 def test_one_key_is_overridden_and_the_rest_stays(assignment: str, read: Callable[[Config], bool]) -> None:
@@ -225,6 +251,19 @@ def test_one_key_is_overridden_and_the_rest_stays(assignment: str, read: Callabl
     assert read(config)
     assert config.model.output_rank == 7
     assert start == Config(model=Model(output_rank=7))
+
+
+def test_what_only_goes_together_is_overridden_together_and_later_ones_win() -> None:
+    config = override(Config(), "prior.half_lives=[2, 9]", "prior.widths=[8]", "seed=4", "prior.widths=[8, 16]")
+    assert (config.prior.half_lives, config.prior.widths, config.seed) == ((2.0, 9.0), (8, 16), 4)
+    shorter = override(config, "prior.half_lives=[3]", "prior.widths=[4]")
+    assert (shorter.prior.half_lives, shorter.prior.widths, shorter.seed) == ((3.0,), (4,), 4)
+    with pytest.raises(ConfigError, match="1 half_lives and 2 widths"):
+        override(config, "prior.half_lives=[3]")
+    assert override(config) == config
+    assert merge(
+        Config(), {"model": {"blocks": 3}}, {"model": {"history": 9}}, {"model": {"blocks": 4}}
+    ).model == Model(blocks=4, history=9)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,11 @@ FORBIDDEN: dict[str, tuple[dict[str, Any], str, list[dict[str, Any]]]] = {
             {"privacy.mode": "event"},
         ],
     ),
+    "attributes beside protected windows": (
+        {"privacy.mode": "event", "model.context": ["kind", "attributes"]},
+        r"a person's attributes are read with every one of their windows, and a guarantee for one window does not",
+        [{"privacy.mode": "user"}, {"privacy.mode": "both"}, {"privacy.mode": "none"}, {"model.context": ["kind"]}],
+    ),
     "an adaptive clip beside protected windows": (
         {"privacy.mode": "both", "privacy.clip_quantile": 0.5},
         r"privacy.clip_quantile needs privacy.mode = 'user' and trust = 'aggregate'",
@@ -135,6 +140,11 @@ FORBIDDEN: dict[str, tuple[dict[str, Any], str, list[dict[str, Any]]]] = {
         {"privacy.mode": "user", "privacy.noise_bands": 4, "federation.sampling": "cyclic"},
         r"privacy.noise_bands",
         [{"federation.aggregation": "ffa"}, {"federation.aggregation": "fedit"}, {"privacy.noise_bands": 1}],
+    ),
+    "groups of devices under one participation cap": (
+        {"prior.half_lives": [2.0], "prior.widths": [8], "privacy.mode": "event"},
+        r"prior.folds > 1 with privacy.*the participation cap is priced with all of them. Use prior.folds = 1",
+        [{"prior.folds": 1}, {"privacy.mode": "none"}, {"prior.half_lives": [], "prior.widths": []}],
     ),
     "faults where none can be injected": (
         {"simulation.chaos": 0.2, "federation.engine": "ray"},

@@ -16,18 +16,11 @@ from shared.adapter import AdapterState
 from shared.backbone import open_backbone
 from shared.config import Lora, Model
 from shared.errors import AdapterError, BackboneError
-from shared.model import (
-    IGNORE,
-    ItemTable,
-    Scorer,
-    Windows,
-    build_scorer,
-    load_parameters,
-    read_parameters,
-    trainable,
-)
+from shared.items import ItemTable
+from shared.model import Scorer, build_scorer, load_parameters, read_parameters, trainable
 from shared.schema import EventKind
 from shared.vectors import ItemVectors
+from shared.windows import IGNORE, Windows
 from tests.tiny_models import (
     ITEMS,
     LENGTH,
@@ -43,7 +36,7 @@ from tests.tiny_models import (
 
 def scores(scorer: Scorer, windows: Windows, table: ItemTable) -> torch.Tensor:
     with torch.no_grad():
-        return scorer.user_states(windows, table) @ table.rows.T
+        return scorer.scores(scorer.user_states(windows, table), table)
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
@@ -52,7 +45,7 @@ def test_a_fresh_model_ranks_exactly_like_zero_shot(family: str, model: Model) -
     scorer, table, windows = tiny_scorer(family, model=model), item_table(model), random_windows(5)
     with torch.no_grad():
         states = scorer.user_states(windows, table)
-        assert torch.equal(states, scorer.zero_shot_states(windows, table))
+        assert torch.equal(states, scorer.user_states(windows, table, stage="start"))
     assert states.shape == (5, LENGTH, 32 + 16 + 1)
     assert states.dtype == torch.float32
     assert not torch.equal(scores(shaken_scorer(family, model=model), windows, table), scores(scorer, windows, table))
@@ -64,6 +57,7 @@ def piece(*events: tuple[int, EventKind]) -> History:
         times=np.arange(len(events), dtype=np.float64),
         kinds=np.array([int(kind) for _, kind in events]),
         roles=np.zeros(len(events), dtype=np.int64),
+        values=np.full(len(events), np.nan),
     )
 
 
@@ -196,7 +190,7 @@ def test_padding_and_neighbours_do_not_change_a_loss() -> None:
         row = int(windows.real.sum(1).argmin())
         size = int(windows.real[row].sum())
         assert size < LENGTH
-        cut = Windows(**{name: getattr(windows, name)[row : row + 1, :size] for name in Windows.__dataclass_fields__})
+        cut = windows.pick(torch.tensor([row])).shorten(size)
         shortened = scorer.window_losses(cut, table)
     torch.testing.assert_close(together, alone)
     torch.testing.assert_close(shortened[0], together[row])
@@ -241,15 +235,18 @@ def test_parameter_names_are_stable() -> None:
         f"{query}.lora_B.weight",
         "beta.weight",
         "gamma.weight",
+        "input.attributes.weight",
         "input.gap.weight",
+        "input.hour.weight",
         "input.kind.weight",
         "input.low.0.weight",
         "input.low.1.weight",
+        "input.value.weight",
         "output.0.bias",
         "output.0.weight",
         "output.1.weight",
     ]
-    plain = dataclasses.replace(PLAIN, event_context=False)
+    plain = dataclasses.replace(PLAIN, context=())
     assert list(trainable(tiny_scorer(model=plain, lora=Lora(targets=("q",), blocks=1))))[2:] == [
         "beta.weight",
         "gamma.weight",
@@ -305,7 +302,7 @@ def test_popularity_of_another_catalogue_is_refused() -> None:
 
 def test_the_item_table_has_no_parameters() -> None:
     assert list(item_table().parameters()) == []
-    vectors = ItemVectors(*(np.ones((3, 2), dtype=np.float32) for _ in range(3)))
+    vectors = ItemVectors(*(np.ones((3, 2), dtype=np.float32) for _ in range(4)))
     assert ItemTable(vectors).rows.tolist() == [[1, 1, 1, 1, 0]] * 3
 
 

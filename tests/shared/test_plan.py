@@ -61,12 +61,23 @@ def test_a_plan_with_sampling_meets_the_budget_with_less_noise() -> None:
 
 
 def test_a_plan_with_integer_noise_meets_the_budget_with_a_little_more_noise() -> None:
-    sizes = {"popularity": 100, "train": 5000, "validate": 1}
-    integer = plan_layer(wish(unit="user", dimensions=sizes, grid=2.0**20), epsilon=8.0, delta=DELTA)
-    real = plan_layer(wish(unit="user"), epsilon=8.0, delta=DELTA)
+    sizes = {"popularity": 100, "prior": 900, "train": 5000, "validate": 2}
+    shares = {"popularity": 0.1, "prior": 0.3, "train": 0.5, "validate": 0.1}
+    wanted = {"unit": "user", "shares": shares}
+    integer = plan_layer(wish(**wanted, dimensions=sizes, grid=2.0**20), epsilon=8.0, delta=DELTA)
+    real = plan_layer(wish(**wanted), epsilon=8.0, delta=DELTA)
     assert 7.9 < integer.epsilon <= 8.0
     for phase in PHASES:
         assert getattr(real, phase) < getattr(integer, phase) < 1.2 * getattr(real, phase)
+
+
+@pytest.mark.parametrize("left_out", ["prior", "train", "popularity"])
+def test_a_phase_that_is_not_asked_has_no_noise_and_costs_nothing(left_out: str) -> None:
+    shares = {"popularity": 0.1, "prior": 0.3, "train": 0.5, "validate": 0.1, left_out: 0.0}
+    for dimensions, grid in (({}, 0.0), (dict.fromkeys(set(PHASES) - {left_out}, 50), 2.0**20)):
+        plan = plan_layer(wish(shares=shares, dimensions=dimensions, grid=grid), epsilon=8.0, delta=DELTA)
+        assert [phase for phase in PHASES if getattr(plan, phase) == 0.0] == [left_out]
+        assert 7.9 < plan.epsilon <= 8.0
 
 
 @pytest.mark.parametrize("steps", [1, 7])
@@ -78,6 +89,9 @@ def test_a_price_and_a_plan_are_inverse(steps: int) -> None:
     for bad in (0.0, -1.0, math.nan):
         with pytest.raises(PrivacyError, match="expected a positive one"):
             price_layer(wish(), train_multiplier=bad, delta=DELTA)
+    untrained = wish(shares={**SHARES, "train": 0.0})
+    with pytest.raises(PrivacyError, match="no training rounds"):
+        price_layer(untrained, train_multiplier=1.0, delta=DELTA)
 
 
 #: The table in `lattice_sensitivity`, by brute force: vectors rounded to whole steps.

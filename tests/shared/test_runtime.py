@@ -13,6 +13,7 @@ from shared.catalogue import Catalogue
 from shared.config import Config, merge
 from shared.errors import AdapterError, BackboneError, ProtocolError
 from shared.model import read_parameters
+from shared.prior import PRIOR
 from shared.runtime import PUBLIC, public_settings, runtime_for, runtime_from_settings
 from shared.schema import Item
 
@@ -47,7 +48,7 @@ def test_another_catalogue_is_another_item_table() -> None:
 
 
 def test_public_settings_name_no_data_no_budget_and_no_federation() -> None:
-    assert set(public_settings(TINY)) == set(PUBLIC) == {"seed", "model", "lora"}
+    assert set(public_settings(TINY)) == set(PUBLIC) == {"seed", "model", "prior", "lora"}
 
 
 @pytest.mark.parametrize(
@@ -55,11 +56,15 @@ def test_public_settings_name_no_data_no_budget_and_no_federation() -> None:
     [
         {},
         {"seed": 0, "model": {}},
-        {"seed": 0, "model": {"depth": 2}, "lora": {}},
-        {"seed": 0, "model": [], "lora": {}},
-        {"seed": "0", "model": {}, "lora": {}},
-        {"seed": 0, "model": {"history": 10**9}, "lora": {}},
-        {"seed": 0, "model": {"history": float("nan")}, "lora": {}},
+        {"seed": 0, "model": {}, "lora": {}},
+        {"seed": 0, "model": {"depth": 2}, "prior": {}, "lora": {}},
+        {"seed": 0, "model": [], "prior": {}, "lora": {}},
+        {"seed": "0", "model": {}, "prior": {}, "lora": {}},
+        {"seed": 0, "model": {"history": 10**9}, "prior": {}, "lora": {}},
+        {"seed": 0, "model": {"history": float("nan")}, "prior": {}, "lora": {}},
+        {"seed": 0, "model": {}, "prior": {"half_lives": [2.0], "widths": [4, 4]}, "lora": {}},
+        {"seed": 0, "model": {}, "prior": {"half_lives": [1e999], "widths": [4]}, "lora": {}},
+        {"seed": 0, "model": {}, "prior": {"widths": {"a": 1}}, "lora": {}},
     ],
     ids=str,
 )
@@ -70,7 +75,7 @@ def test_settings_of_another_version_are_refused(settings: dict[str, Any]) -> No
 
 def test_a_backbone_that_is_not_here_is_told_apart() -> None:
     with pytest.raises(BackboneError, match="no/where"):
-        runtime_from_settings({"seed": 0, "model": {"backbone": "no/where"}, "lora": {}}, SHELF)
+        runtime_from_settings({"seed": 0, "model": {"backbone": "no/where"}, "prior": {}, "lora": {}}, SHELF)
 
 
 def test_what_is_installed_is_what_is_there() -> None:
@@ -103,6 +108,51 @@ def test_an_adapter_that_does_not_fit_changes_nothing(what: str) -> None:
         runtime.install(AdapterState(arrays))
     assert AdapterState(read_parameters(runtime.scorer)) == runtime.start
     assert runtime.table.rows[:, -1].tolist() == flat.tolist()
+
+
+WITH_PRIOR = merge(TINY, {"prior": {"half_lives": [2.0], "widths": [9], "output": 5}})
+
+
+def test_a_prior_stays_as_long_as_what_it_came_with() -> None:
+    runtime = runtime_for(WITH_PRIOR, SHELF)
+    matrix = np.arange(45, dtype=np.float32).reshape(9, 5)
+    runtime.install(AdapterState({**runtime.start.arrays, PRIOR: matrix}))
+    assert runtime.scorer.prior is not None
+    assert runtime.scorer.prior.numpy().tolist() == matrix.tolist()
+    assert PRIOR not in read_parameters(runtime.scorer)
+    runtime.install(runtime.start)
+    assert runtime.scorer.prior is None
+    plain = runtime_for(TINY, SHELF)
+    with pytest.raises(AdapterError, match="settings make it None"):
+        plain.install(AdapterState({**plain.start.arrays, PRIOR: matrix}))
+
+
+@pytest.mark.parametrize("what", ["prior", "parameters", "popularity"])
+def test_a_prior_that_does_not_fit_or_comes_with_what_does_not_changes_nothing(what: str) -> None:
+    runtime = runtime_for(WITH_PRIOR, SHELF)
+    flat, matrix = np.zeros(12, dtype=np.float32), np.ones((9, 5), dtype=np.float32)
+    runtime.install(AdapterState({**runtime.start.arrays, POPULARITY: flat, PRIOR: matrix}))
+    arrays = {name: array + 1 for name, array in runtime.start.arrays.items()}
+    arrays |= {POPULARITY: flat + 1, PRIOR: matrix + 1}
+    if what == "prior":
+        arrays[PRIOR] = np.ones((5, 9), dtype=np.float32)
+    elif what == "parameters":
+        arrays.pop("output.0.weight")
+    else:
+        arrays[POPULARITY] = np.ones(11, dtype=np.float32)
+    with pytest.raises(AdapterError):
+        runtime.install(AdapterState(arrays))
+    assert AdapterState(read_parameters(runtime.scorer)) == runtime.start
+    assert runtime.table.rows[:, -1].tolist() == flat.tolist()
+    assert runtime.scorer.prior is not None
+    assert runtime.scorer.prior.numpy().tolist() == matrix.tolist()
+
+
+def test_other_priors_are_another_model() -> None:
+    first = runtime_for(WITH_PRIOR, SHELF)
+    assert runtime_for(merge(WITH_PRIOR, {"prior": {"floor": 0.1}}), SHELF) is not first
+    assert runtime_for(merge(TINY, {"prior": {"half_lives": [2], "widths": [8]}}), SHELF).scorer.layout is not None
+    assert runtime_for(TINY, SHELF).scorer.layout is None
 
 
 def test_peft_gets_no_path_of_this_machine() -> None:

@@ -16,12 +16,12 @@ from shared.privacy.accounting import Release, epsilon_of
 from shared.privacy.statement import BANNER, NOT_COVERED, SEEDED, privacy_facts
 
 DEVICES = 20
-SIZES = {"popularity": 30, "train": 40, "validate": 1}
+SIZES = {"popularity": 30, "prior": 50, "train": 40, "validate": 2}
 MODES = ("event", "user", "both")
 
 
 def config(**privacy: Any) -> Config:
-    federation = privacy.pop("federation", {})
+    federation, prior = privacy.pop("federation", {}), privacy.pop("prior", {})
     settings = {"mode": "event", **privacy}
     return merge(
         Config(),
@@ -29,6 +29,7 @@ def config(**privacy: Any) -> Config:
             "privacy": settings,
             "federation": {"rounds": 6, "cohort": 5, **federation},
             "model": {"history": 32},
+            "prior": prior,
         },
     )
 
@@ -39,7 +40,9 @@ def spend(ledger: ServerLedger, settings: Config, *, run: str, rounds: int | Non
     assert plan is not None
     ledger.open_run(run, run_facts(settings, plan, devices=DEVICES, seeded=seeded))
     rounds = settings.federation.rounds if rounds is None else rounds
-    for phase, number in [("popularity", 0), *(("train", n + 1) for n in range(rounds)), ("validate", rounds)]:
+    counted = ["popularity", *(["prior"] if settings.prior.half_lives else [])]
+    training = [("train", number + 1) for number in range(rounds)]
+    for phase, number in [*((phase, 0) for phase in counted), *training, ("validate", rounds)]:
         noise = phase_noise(settings, plan, phase=phase, asked=5 if phase == "train" else DEVICES)
         rate = settings.training.window_sample_rate if phase == "train" else 1.0
         releases = noise.releases(phase, dimension=SIZES[phase], sample_rate=rate)
@@ -76,6 +79,35 @@ def test_epsilon_is_what_the_written_releases_add_up_to(mode: str, epsilon: floa
         assert layer["budget"] == (2 * epsilon if (mode, unit) == ("both", "user") else epsilon)
         assert f"({layer['epsilon']:.2f}, 1e-05)-differentially private" in facts["statement"]
     assert max(layer["epsilon"] / layer["budget"] for layer in facts["layers"].values()) == pytest.approx(1.0)
+
+
+ASKED = {"half_lives": [2.0], "widths": [8], "folds": 1}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("secure", [False, True])
+def test_the_moments_of_a_prior_are_in_the_sum_and_in_the_words(mode: str, secure: bool) -> None:
+    facts = facts_of(config(mode=mode, prior=ASKED, federation={"secure_aggregation": secure}))
+    assert "(a popularity count, the moments of the prior, at most 2 training rounds, one quality" in facts["statement"]
+    for layer in facts["layers"].values():
+        z = layer["noise_multipliers"]
+        assert set(z) == {"popularity", "prior", "train", "validate"}
+        assert layer["epsilon"] <= layer["budget"] * (1 + 1e-9)
+        if not secure:
+            releases = [Release(phase, z[phase]) for phase in ("popularity", "prior", "validate")]
+            releases.append(Release("train", z["train"], 1.0, 2))
+            assert layer["epsilon"] == pytest.approx(epsilon_of(releases, delta=1e-5))
+    without = facts_of(config(mode=mode))
+    assert "prior" not in without["statement"]
+    assert all("prior" not in layer["noise_multipliers"] for layer in without["layers"].values())
+
+
+def test_a_run_without_training_names_none() -> None:
+    facts = facts_of(config(mode="both", prior=ASKED, federation={"rounds": 0}))
+    taken = "(a popularity count, the moments of the prior, one quality comparison)"
+    assert facts["statement"].count(taken) == 2
+    assert (facts["participation_cap"], facts["rounds_released"]) == (0, 0)
+    assert max(layer["epsilon"] for layer in facts["layers"].values()) == pytest.approx(8.0, rel=1e-6)
 
 
 def test_a_run_that_spends_less_than_the_budget_is_stated_as_what_it_is() -> None:

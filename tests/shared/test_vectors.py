@@ -12,7 +12,7 @@ from shared.backbone import Backbone, open_backbone
 from shared.catalogue import Catalogue
 from shared.errors import BackboneError, ConfigError
 from shared.schema import Item
-from shared.vectors import cache_folder, make_views, raw_vectors
+from shared.vectors import cache_folder, identity_directions, identity_room, make_views, raw_vectors
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_two_items_by_hand() -> None:
 @pytest.mark.parametrize("rows", [np.zeros((3, 4)), np.ones((1, 4)), np.full((5, 4), 1e4)])
 def test_vectors_that_are_all_alike_give_finite_views(rows: np.ndarray) -> None:
     views = make_views(rows.astype(np.float32), whitening=1.0, output_dim=2, output_scale=1.0)
-    for view in (views.plain, views.token, views.output):
+    for view in (views.plain, views.token, views.output, views.codes):
         assert np.isfinite(view).all()
 
 
@@ -81,6 +81,79 @@ def test_vectors_that_are_all_alike_give_finite_views(rows: np.ndarray) -> None:
 def test_whitening_outside_its_range_is_refused(raw: np.ndarray, alpha: float) -> None:
     with pytest.raises(ConfigError, match="expected 0 to 1"):
         make_views(raw, whitening=alpha, output_dim=2, output_scale=1.0)
+
+
+# --- codes -------------------------------------------------------------------------------------------------
+
+
+def gram(rows: np.ndarray) -> np.ndarray:
+    return rows.astype(np.float64).T @ rows.astype(np.float64)
+
+
+def test_codes_are_orthonormal_directions_of_the_text_and_then_of_the_items_themselves(raw: np.ndarray) -> None:
+    views = make_views(raw, whitening=0.5, output_dim=4, output_scale=3.0, identity=5)
+    assert views.codes.shape == (200, 13)
+    assert views.codes.dtype == np.float32
+    np.testing.assert_allclose(gram(views.codes), np.eye(13), atol=1e-4)
+    np.testing.assert_allclose(views.codes[:, :8] / views.codes[0, 0], views.token / views.token[0, 0], rtol=1e-3)
+    centred = raw - raw.mean(0, dtype=np.float64)
+    assert np.abs(centred.T @ views.codes[:, 8:]).max() < 1e-4 * np.linalg.norm(centred)  # nothing of the text
+    assert np.linalg.norm(centred.T @ views.codes[:, 0]) == pytest.approx(np.linalg.norm(centred, 2), rel=1e-3)
+
+
+def test_the_output_predicts_the_identity_directions_too_at_the_asked_length(raw: np.ndarray) -> None:
+    views = make_views(raw, whitening=0.5, output_dim=4, output_scale=3.0, identity=5)
+    without = make_views(raw, whitening=0.5, output_dim=4, output_scale=3.0)
+    assert views.output.shape == (200, 9)
+    np.testing.assert_array_equal(views.output[:, :4], without.output)
+    np.testing.assert_allclose(views.output[:, 4:], 3.0 * views.codes[:, 8:], rtol=1e-5)
+    assert without.codes.shape == (200, 8)
+
+
+def test_items_with_the_same_text_are_told_apart_by_identity_alone() -> None:
+    raw = np.random.default_rng(1).normal(size=(20, 3)).astype(np.float32)
+    raw[7] = raw[3]
+    codes = make_views(raw, whitening=0.5, output_dim=3, output_scale=1.0, identity=9).codes
+    np.testing.assert_allclose(codes[7, :3], codes[3, :3], atol=1e-5)
+    assert np.linalg.norm(codes[7, 3:] - codes[3, 3:]) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "items", "width", "room"),
+    [(5, 200, 8, 5), (500, 200, 8, 191), (1, 10, 9, 0), (1, 11, 9, 1), (3, 4, 384, 0), (0, 200, 8, 0)],
+)
+def test_there_are_no_more_identity_directions_than_fit(wanted: int, items: int, width: int, room: int) -> None:
+    assert identity_room(wanted, items=items, width=width) == room
+    raw = np.random.default_rng(2).normal(size=(items, width)).astype(np.float32)
+    views = make_views(raw, whitening=0.5, output_dim=2, output_scale=1.0, identity=wanted)
+    assert views.codes.shape == (items, width + room)
+    assert views.output.shape == (items, 2 + room)
+    measured = np.diag(gram(views.codes))
+    assert set(measured.round(3).tolist()) <= {0.0, 1.0}
+    assert measured[width:].round(3).tolist() == [1.0] * room
+
+
+def test_directions_in_which_no_text_differs_are_left_empty() -> None:
+    """Three items in eight dimensions differ in two; noise blown up to unit length would be learned from."""
+    raw = np.random.default_rng(3).normal(size=(3, 8)).astype(np.float32)
+    codes = make_views(raw, whitening=0.5, output_dim=2, output_scale=1.0).codes
+    np.testing.assert_allclose(gram(codes[:, :2]), np.eye(2), atol=1e-5)
+    assert not codes[:, 2:].any()
+
+
+def test_identity_is_the_same_for_everyone_with_the_catalogue(raw: np.ndarray) -> None:
+    settings = {"whitening": 0.5, "output_dim": 4, "output_scale": 1.0}
+    first, again = (make_views(raw, **settings, identity=6).codes for _ in range(2))
+    np.testing.assert_array_equal(again, first)
+    np.testing.assert_allclose(identity_directions(first[:, :8].astype(np.float64), 6), first[:, 8:], atol=1e-4)
+
+
+def test_identity_does_not_change_between_versions() -> None:
+    """It is part of every stored adapter: the first direction is the first column that this seed draws."""
+    drawn = np.random.default_rng(20_261).standard_normal((12, 3))
+    directions = identity_directions(np.zeros((12, 2)), 3)
+    assert abs(directions[:, 0] @ drawn[:, 0]) == pytest.approx(np.linalg.norm(drawn[:, 0]))
+    np.testing.assert_allclose(directions @ (directions.T @ drawn), drawn, atol=1e-9)
 
 
 class Encoder:

@@ -123,13 +123,14 @@ def test_a_poisoned_store_has_the_target_after_every_event() -> None:
         times=np.array([5.0, np.nan]),
         kinds=np.array([EventKind.SKIP, EventKind.LIKE]),
         roles=np.array([Role.TRAIN, Role.VALIDATE]),
+        values=np.array([np.nan, 4.0]),
     )
     train = int(Role.TRAIN)
     assert list(attackers._with_target(7, history, catalogue, target=2)) == [
-        (7, 0, "i0", 5.0, int(EventKind.SKIP), train),
-        (7, 1, "i2", 6.0, int(EventKind.CLICK), train),
-        (7, 2, "i1", None, int(EventKind.LIKE), train),
-        (7, 3, "i2", None, int(EventKind.CLICK), train),
+        (7, 0, "i0", 5.0, int(EventKind.SKIP), train, None),
+        (7, 1, "i2", 6.0, int(EventKind.CLICK), train, None),
+        (7, 2, "i1", None, int(EventKind.LIKE), train, 4.0),
+        (7, 3, "i2", None, int(EventKind.CLICK), train, None),
     ]
 
 

@@ -130,6 +130,21 @@ def test_a_server_that_dies_again_and_again_ends_like_one_that_does_not(
     check_the_books(stormy)
 
 
+@pytest.mark.parametrize("privacy", [("privacy.mode=none",), ("prior.folds=1",)], ids=["two groups", "private"])
+def test_faults_in_every_group_of_a_prior_are_accounted_for(
+    privacy: tuple[str, ...], tiny_data: Path, tmp_path: Path
+) -> None:
+    asked = ("prior.half_lives=[2.0]", "prior.widths=[8]", "prior.output=8", "federation.quorum=0.2")
+    run = start(tmp_path / "run", tiny_data, *asked, "simulation.chaos=0.3", *privacy)
+    run_inline(run.path, devices=run.devices)
+    account = json.loads((run.path / "chaos.json").read_text())
+    (row,) = [row for row in run.rows() if row["phase"] == "prior"]
+    met = {node for phase, number, node, _ in account["met"] if (phase, number) == ("prior", 0)}
+    assert {node % 2 for node in met} == {0, 1}
+    assert sum(row["refused"].values()) >= row["asked"] - row["accepted"] > 1
+    assert account["unexplained"] == {}
+
+
 def test_too_many_faults_end_the_run_with_the_reason_and_the_account(tiny_data: Path, tmp_path: Path) -> None:
     run = start(tmp_path / "run", tiny_data)
     with pytest.raises(RunError, match=r"the popularity count got \d of 12 replies: .*late"):

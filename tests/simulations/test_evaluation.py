@@ -20,8 +20,8 @@ from shared.artifacts import POPULARITY, load_adapter
 from shared.config import override
 from shared.datasets import load_data, make_split
 from shared.errors import DataError
-from shared.model import IGNORE
 from shared.runtime import Runtime, runtime_for
+from shared.windows import IGNORE
 from simulations import evaluation
 from simulations.evaluation import (
     Alone,
@@ -180,7 +180,7 @@ def test_a_fresh_adapter_ranks_as_zero_shot(run: RunFolder, runtime: Runtime) ->
     cases = evaluation.test_cases(run)
     runtime.install(runtime.start)
     fresh = rank_cases(runtime, cases, seed=0)
-    bare = rank_cases(runtime, cases, seed=0, learned=False)
+    bare = rank_cases(runtime, cases, seed=0, stage="start")
     assert fresh.full.tolist() == bare.full.tolist()
     assert fresh.sampled.tolist() == bare.sampled.tolist()
 
@@ -188,11 +188,11 @@ def test_a_fresh_adapter_ranks_as_zero_shot(run: RunFolder, runtime: Runtime) ->
 def test_zero_shot_does_not_depend_on_what_was_learned(run: RunFolder, runtime: Runtime) -> None:
     cases = evaluation.test_cases(run)
     runtime.install(runtime.start)
-    before = rank_cases(runtime, cases, seed=0, learned=False).full
+    before = rank_cases(runtime, cases, seed=0, stage="start").full
     rng = np.random.default_rng(1)
     shaken = {name: rng.normal(size=array.shape).astype(np.float32) for name, array in runtime.start.arrays.items()}
     runtime.install(AdapterState(shaken))
-    assert rank_cases(runtime, cases, seed=0, learned=False).full.tolist() == before.tolist()
+    assert rank_cases(runtime, cases, seed=0, stage="start").full.tolist() == before.tolist()
     assert rank_cases(runtime, cases, seed=0).full.tolist() != before.tolist()
     runtime.install(runtime.start)
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import ConfigError
+from shared.errors import ConfigError, PrivacyError
 from simulations.planning import plan_run
 from tests.simulations.tiny_runs import invoke, tiny_config, tiny_options, train_inline
 
+PRIOR = ("prior.half_lives=[1.0, 4.0]", "prior.widths=[8, 6]", "prior.output=10", "prior.folds=1")
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
@@ -29,6 +30,24 @@ def test_a_plan_is_what_the_run_then_spends(tmp_path: Path, tiny_data: Path, sec
         assert spent["layers"][unit]["epsilon"] <= layer["epsilon"] * (1 + 1e-6)
     assert max(spent["layers"][unit]["epsilon"] / planned["layers"][unit]["epsilon"] for unit in spent["layers"]) > 0.95
     assert planned["bytes_per_device_per_round"]["down"] == 4 * adapter.size
+
+
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_a_prior_is_in_the_plan_as_it_is_in_the_run(tmp_path: Path, tiny_data: Path, rounds: int) -> None:
+    config = tiny_config(tiny_data, "privacy.mode=user", *PRIOR, f"federation.rounds={rounds}")
+    planned = plan_run(config)
+    run, adapter = train_inline(config, tmp_path / "run")
+    spent = json.loads((run.path / "adapter" / "privacy.json").read_text())["layers"]["user"]
+    assert planned["layers"]["user"]["noise_multipliers"] == pytest.approx(spent["noise_multipliers"])
+    assert set(spent["noise_multipliers"]) == {"popularity", "prior", "validate", *(["train"] if rounds else [])}
+    assert spent["epsilon"] == pytest.approx(planned["layers"]["user"]["epsilon"])
+    assert planned["bytes_per_device_per_round"]["down"] == 4 * adapter.size  # with popularity and prior
+    assert planned["entries"]["adapter"] == adapter.size - 120 - 14 * 10
+
+
+def test_a_multiplier_without_training_is_refused(tiny_data: Path) -> None:
+    with pytest.raises(PrivacyError, match="no training rounds"):
+        plan_run(tiny_config(tiny_data, "privacy.mode=user", "federation.rounds=0"), multiplier=1.0)
 
 
 def test_the_noise_for_an_epsilon_costs_that_epsilon(tiny_data: Path) -> None:

@@ -333,6 +333,8 @@ def test_shipped_names_the_model_that_ranks() -> None:
     assert shipped(make_result()) == ("federated", "The adapter was shipped: private validation said so.")
     kept = {"outcome": {"shipped": "start", "reason": ""}}
     assert shipped(kept) == ("zero_shot", "The start was kept.")
+    between = {"outcome": {"shipped": "prior", "reason": "the prior is better."}}
+    assert shipped(between) == ("prior", "The prior was shipped: the prior is better.")
     assert shipped({}) == ("", "")
 
 
@@ -350,6 +352,22 @@ def test_the_table_in_a_terminal() -> None:
     assert cells["federated *"] == ["0.1800", "0.0900", "0.0900", "0.5000", "0.4000"]
     assert any(line.split() == ["local", "only", "-", "-", "-", "-", "-"] for line in lines)
     assert "[red]mine[/red]: 6,040 users" in lines[0]
+
+
+def test_a_prior_has_a_row_where_there_is_one_and_is_marked_when_it_ranks(tmp_path: Path) -> None:
+    result = make_result()
+    result["metrics"]["prior"] = {"hr@10": 0.14, "ndcg@10": 0.07, "mrr": 0.07, "hr@10_99neg": 0.5, "ndcg@10_99neg": 0.4}
+    result["outcome"]["shipped"] = "prior"
+    pages = {}
+    for name, found in {"with": result, "without": make_result()}.items():
+        out = io.StringIO()
+        Console(file=out, width=100).print(result_table(found))
+        assert ("one-round prior *" in out.getvalue()) == (name == "with")
+        pages[name] = render(tmp_path, {**make_inputs(), "result": found}).text
+    assert "one-round prior" not in pages["without"]
+    for words in ("one-round prior", "prior shipped", "what follows what, from one sum over the devices"):
+        assert words in pages["with"]
+    assert "adapter shipped" not in pages["with"]
 
 
 @pytest.mark.parametrize("module", [markup, plots, tables])

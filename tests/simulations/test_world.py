@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from shared.errors import ConfigError, DataError
 from shared.schema import POSITIVE_KINDS, SEEN_KINDS, EventKind
 from simulations.sources import open_source
 from simulations.world import World, make_world
+from simulations.world_context import BREAK_SECONDS
 from simulations.world_text import MODIFIERS, TOPIC_NAMES, TOPICS
 
 
@@ -145,6 +147,72 @@ def test_behaviour_tells_more_than_text(world: World) -> None:
     assert learned_rate > hit_rate(world, [counts] * 300) + 0.15
     assert learned_rate > hit_rate(world, recent) + 0.15
     assert hit_rate(world, oracle) > learned_rate - 0.03
+
+
+# --- what hours, breaks and values do ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rich() -> World:
+    return make_world(0, context=True)
+
+
+def followed(world: World, *, before: np.ndarray) -> float:
+    """How often an enjoyed event's successor topic comes next, over the events that the mask names."""
+    data, main = world.interactions, world.item_topics.argmax(axis=1)
+    enjoyed = is_kind(world, POSITIVE_KINDS)
+    follows = []
+    for user in range(300):
+        rows = np.arange(data.offsets[user], data.offsets[user + 1])[enjoyed[data.of(user)]]
+        topics = main[data.item[rows]]
+        follows.append((world.next_topic[topics[:-1]] == topics[1:])[before[rows[:-1]]])
+    return float(np.concatenate(follows).mean())
+
+
+def gaps_of(world: World) -> np.ndarray:
+    data = world.interactions
+    return np.concatenate([np.diff(data.time[data.of(user)], prepend=np.nan) for user in range(300)])
+
+
+def test_the_plain_world_has_no_values(world: World, rich: World) -> None:
+    assert np.isnan(world.interactions.value).all()
+    stars = rich.interactions.value
+    assert np.array_equal(np.isfinite(stars), is_kind(rich, POSITIVE_KINDS))
+    assert set(stars[np.isfinite(stars)].tolist()) == {1.0, 2.0, 3.0, 4.0, 5.0}
+
+
+def test_what_got_a_single_star_does_not_lead_on(rich: World) -> None:
+    stars = rich.interactions.value
+    assert followed(rich, before=stars >= 2) > followed(rich, before=stars < 2) + 0.1
+
+
+def test_the_first_thing_after_a_break_leads_nowhere(world: World, rich: World) -> None:
+    def difference(some: World) -> float:
+        leads = ~(some.interactions.value < 2)
+        opening = gaps_of(some) > BREAK_SECONDS
+        return followed(some, before=leads & ~opening) - followed(some, before=leads & opening)
+
+    assert difference(rich) > 0.1
+    assert difference(world) < 0.05
+
+
+def test_each_domain_has_its_hour(rich: World) -> None:
+    data = rich.interactions
+    domains = rich.item_topics.argmax(axis=1)[data.item] // 12
+    hours = data.time // 3600 % 24
+    assert 0.3 < (hours < 12).mean() < 0.7
+    assert (domains[hours < 12] == 3).mean() > (domains[hours >= 12] == 3).mean() + 0.1  # news
+    assert (domains[hours < 12] == 0).mean() < (domains[hours >= 18] == 0).mean() - 0.1  # films
+
+
+def test_the_true_scores_know_of_all_three(rich: World) -> None:
+    data, split = rich.interactions, leave_one_out(rich.interactions)
+    blind = dataclasses.replace(rich, context=False)
+    known, unknown = (
+        hit_rate(rich, [some.true_scores(user, split.test[user] - data.offsets[user]) for user in range(300)])
+        for some in (rich, blind)
+    )
+    assert known > unknown + 0.05
 
 
 def test_bad_sizes_are_refused() -> None:

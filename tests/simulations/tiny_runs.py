@@ -50,10 +50,7 @@ def write_data(folder: Path, *, users: int = 12, events: int = 8, items: int = I
 
 def tiny_config(data: Path, *assignments: str) -> Config:
     """The configuration TINY with the given settings on top."""
-    config = override(Config(), f'data.source="{data}"')
-    for assignment in (*TINY, *assignments):
-        config = override(config, assignment)
-    return config
+    return override(Config(), f'data.source="{data}"', *TINY, *assignments)
 
 
 def train_inline(config: Config, folder: Path) -> tuple[RunFolder, AdapterState]:

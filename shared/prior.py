@@ -1,0 +1,153 @@
+"""The one-round prior: what usually follows what, learned in closed form from sums over devices.
+
+    f(u) = [sum of 0.5^(age / h) c_t over past events, for each half-life h]      c_t: code of event t's item
+    A    = sum of f f^T,  T = sum of f c_next^T                                  over events and devices
+    M    = (A + lambda I)^-1 T,   q_i(u) = <M^T f(u), c_i>
+
+Ridge regression (Hoerl & Kennard 1970) has sums as sufficient statistics, so that one exchange is enough: each device
+sends its A and T once. `q` estimates how likely an item comes next. Where codes are exact (one direction an item), one
+short half-life makes it a smoothed Markov chain and a long one makes it an autoencoder like EASE (Steck, WWW 2019).
+
+Predictions of a regression may be negative and know nothing of rare items, so the scorer works with
+
+    soft(q)_i = (q_i + sqrt(q_i^2 + 4 e_i^2)) / 2,   e_i = floor * popularity share of item i
+
+which is q where q is large and the popularity where the prior knows nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shared.config import Prior
+from shared.errors import AdapterError
+from shared.items import ItemTable
+from shared.windows import IGNORE, Windows
+
+#: Weight of A in a device's reply. A is the longer of the two and the one that noise hurts less, as the ridge covers
+#: it; a small weight leaves T more of a common clip.
+BALANCE = 0.1**0.5
+#: Names of the moments in a reply, and of the solved matrix in a state.
+MOMENTS = ("prior_features", "prior_targets")
+PRIOR = "prior"
+
+
+@dataclass(frozen=True)
+class PriorLayout:
+    """Which directions of the codes the prior reads and predicts.
+
+    half_lives: in events. widths: directions read at each of them. output: directions predicted, k.
+    skip_penalty: what a skip counts against its item in the features; a like counts 1.
+    """
+
+    half_lives: tuple[float, ...]
+    widths: tuple[int, ...]
+    output: int
+    skip_penalty: float = 0.0
+
+    @classmethod
+    def of(cls, settings: Prior, *, available: int) -> PriorLayout:
+        """The layout that settings ask for, cut to the directions that the codes have."""
+        widths = settings.widths or (settings.output,) * len(settings.half_lives)
+        widths = tuple(min(width, available) for width in widths)
+        return cls(settings.half_lives, widths, min(settings.output, available), settings.skip_penalty)
+
+    @property
+    def features(self) -> int:
+        """Entries F of f(u)."""
+        return sum(self.widths)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of a device's moments: the upper triangle of A, and T."""
+        return {MOMENTS[0]: (self.features * (self.features + 1) // 2,), MOMENTS[1]: (self.features, self.output)}
+
+
+def history_features(batch: Windows, table: ItemTable, layout: PriorLayout) -> torch.Tensor:
+    """f after each event, float32 (B, L, F).
+
+    Events that count towards content(u) count 1, skips minus `skip_penalty`, impressions nothing.
+    """
+    length = batch.items.shape[1]
+    age = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+    liked, skipped = batch.content, batch.seen & ~batch.content
+    counted = (liked.float() - layout.skip_penalty * skipped)[..., None]  # (B, L, 1)
+    parts = []
+    for half_life, width in zip(layout.half_lives, layout.widths, strict=True):
+        decay = torch.where(age >= 0, 0.5 ** (age / half_life), 0.0)  # (L, L)
+        parts.append(decay @ (table.codes[:, :width][batch.items] * counted))
+    return torch.cat(parts, dim=-1)
+
+
+@torch.no_grad()
+def window_moments(
+    batch: Windows, table: ItemTable, layout: PriorLayout, *, clip: float = np.inf
+) -> dict[str, NDArray[np.float32]]:
+    """Sum over windows of their moments (`BALANCE` times A's triangle, and T), each window's clipped to L2 norm `clip`.
+
+    batch: training windows with targets. Returns float32 arrays as in `layout.shapes`.
+    """
+    size = layout.features
+    features = history_features(batch, table, layout)
+    if np.isfinite(clip):
+        parts = [(features[row], batch.targets[row]) for row in range(len(batch))]
+    else:  # nothing to clip, so one product does for all windows
+        parts = [(features.flatten(0, 1), batch.targets.flatten())]
+    squares, products = torch.zeros(size, size), torch.zeros(size, layout.output)
+    for states, targets in parts:
+        known = targets != IGNORE
+        f = states[known]  # (n, F)
+        after = table.codes[:, : layout.output][targets[known]]  # (n, k)
+        square, product = BALANCE * (f.T @ f), f.T @ after
+        if np.isfinite(clip):
+            doubled = float(square.square().sum() + square.diagonal().square().sum())  # twice the triangle's
+            norm = float(np.sqrt(doubled / 2 + float(product.square().sum())))
+            factor = min(1.0, clip / norm) if norm else 1.0
+            square, product = square * factor, product * factor
+        squares += square
+        products += product
+    return {MOMENTS[0]: squares.numpy().ravel()[_triangle(size)], MOMENTS[1]: products.numpy()}
+
+
+@lru_cache(maxsize=2)
+def _triangle(size: int) -> NDArray[np.int64]:
+    """Places of the upper triangle in a raveled (size, size) matrix."""
+    rows, columns = np.triu_indices(size)
+    return rows * size + columns
+
+
+def solve_prior(
+    triangle: NDArray[np.floating], targets: NDArray[np.floating], *, ridge: float, noise_std: float = 0.0
+) -> NDArray[np.float32]:
+    """M, float32 (F, k), from summed moments as `window_moments` gives them.
+
+    noise_std: standard deviation of the privacy noise in each entry of the moments. Noise makes A's small eigenvalues
+    meaningless and even negative; the ridge is raised to the noise's own spectral norm, about noise_std * 2 sqrt(F)
+    (Wigner 1958), and eigenvalues below zero count as zero. AdapterError when the shapes do not belong together.
+    """
+    size = len(targets)
+    if triangle.shape != (size * (size + 1) // 2,):
+        raise AdapterError(f"found moments of shapes {triangle.shape} and {targets.shape}; they do not fit together")
+    square = np.zeros((size, size), dtype=np.float64)
+    square.ravel()[_triangle(size)] = triangle
+    square += np.triu(square, 1).T
+    square /= BALANCE
+    noise_std /= BALANCE
+    if noise_std == 0:
+        square[np.diag_indices(size)] += ridge
+        return np.linalg.solve(square, targets.astype(np.float64)).astype(np.float32)
+    values, vectors = np.linalg.eigh(square)
+    damped = np.maximum(values, 0.0) + ridge + 2 * noise_std * np.sqrt(size)
+    return (vectors @ ((vectors.T @ targets.astype(np.float64)) / damped[:, None])).astype(np.float32)
+
+
+def soften(q: torch.Tensor, share: torch.Tensor, *, floor: float) -> torch.Tensor:
+    """The `soft(q)` above, positive, float32 (..., N). share: (N,). floor: above 0."""
+    least = floor * share
+    larger = (q.abs() + torch.hypot(q, 2 * least)) / 2  # the positive s with s^2 - |q| s = e^2
+    return torch.where(q < 0, least * (least / larger), larger)  # (q + root) / 2 would cancel to 0 for q < 0

@@ -1,0 +1,1 @@
+"""How good the rankings are: baselines, measures and slices in one harness."""
