@@ -61,7 +61,7 @@ def sample_cohort(federation: Federation, *, nodes: Sequence[int], round_number:
 
 
 def survey_cohort(federation: Federation, *, nodes: Sequence[int], phase: str, seed: int) -> list[int]:
-    """Node ids asked for the popularity count or the comparison: all, or a random `survey` of them."""
+    """Node ids asked for the popularity count, the prior or the comparison: all, or a random `survey` of them."""
     if not federation.survey or federation.survey >= len(nodes):
         return list(nodes)
     generator = np.random.default_rng((seed, *phase.encode()))

@@ -28,10 +28,15 @@ TURN = 2
 
 
 def groups_of(config: Config, nodes: Sequence[int]) -> list[list[int]]:
-    """Devices by group; one group when there is nothing to cross-fit. The same node is always in the same group."""
+    """Devices by group when moments are asked for; one group when there is nothing to cross-fit, or nobody in one."""
     count = config.prior.folds if config.prior.half_lives and config.federation.rounds else 1
-    groups = [[node for node in nodes if node % count == group] for group in range(count)]
+    groups = split(nodes, count)
     return groups if all(groups) else [list(nodes)]
+
+
+def split(nodes: Sequence[int], count: int) -> list[list[int]]:
+    """Devices by group, possibly none in some. The same node is always in the same group, whoever else is connected."""
+    return [[node for node in nodes if node % count == group] for group in range(count)]
 
 
 def turn_of(number: int, *, groups: int) -> tuple[int, int]:
@@ -42,6 +47,14 @@ def turn_of(number: int, *, groups: int) -> tuple[int, int]:
     """
     block, place = divmod(number - 1, TURN)
     return block % groups, (block // groups) * TURN + place + 1
+
+
+def round_of(number: int, *, nodes: Sequence[int], groups: int) -> tuple[int, int, list[int]]:
+    """Group, turn as in `turn_of`, and members of training round 1, 2, …; groups with nobody here are left out."""
+    members = split(nodes, groups)
+    present = [group for group in range(groups) if members[group]]
+    place, turn = turn_of(number, groups=len(present))
+    return present[place], turn, members[present[place]]
 
 
 @dataclass
@@ -69,6 +82,11 @@ class Priors:
         everyone = range(len(sums))
         others = [[other for other in everyone if other != group] for group in everyone] if len(sums) > 1 else []
         return cls(solved(list(everyone)), [solved(kept) for kept in others])
+
+    @property
+    def groups(self) -> int:
+        """How many groups train against priors of their own."""
+        return max(1, len(self.without))
 
     def for_group(self, group: int) -> NDArray[np.float32]:
         """What a group trains against."""

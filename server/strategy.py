@@ -23,7 +23,7 @@ from server.ledger import ServerLedger
 from server.messages import Messages
 from server.optimiser import ServerOptimiser
 from server.popularity import log_popularity
-from server.prior import Priors, groups_of, turn_of
+from server.prior import Priors, groups_of, round_of
 from server.release import Released, Releaser
 from server.shipping import run_name, ship, verdict
 from shared.adapter import AdapterState
@@ -178,9 +178,8 @@ class Strategy:
         """One round; False when too few replied, and then nothing was released."""
         federation, state, started = self.config.federation, self.state, time.perf_counter()
         number = state.round + 1
-        groups = groups_of(self.config, nodes)
-        group, turn = turn_of(number, groups=len(groups))
-        nodes, matrix = groups[group], self.priors.for_group(group) if self.priors else None
+        group, turn, nodes = round_of(number, nodes=nodes, groups=self.priors.groups if self.priors else 1)
+        matrix = self.priors.for_group(group) if self.priors else None
         planned = cohort_size(federation, len(nodes))
         cohort = sample_cohort(federation, nodes=nodes, round_number=turn, seed=self.config.seed)
         if plan is not None and not (plan.user_steps and plan.event is None):  # the statement rests on the cap

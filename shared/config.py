@@ -72,7 +72,7 @@ class Prior:
     fusion: float = _doc(1.3, "weight of the prior's standardised estimate in a ranking, not in training")
     folds: int = _doc(2, "groups of devices; each trains against the prior of the other ones. 1: against its own")
     skip_penalty: float = _doc(0.0, "what a skip counts against its item in the prior's features; a like counts 1")
-    clip: float = _doc(1.0, "L2 clip of a window's moments, or of a device's at user level; needs privacy")
+    clip: float = _doc(1.0, "L2 clip of a window's or device's moments; without privacy for secure aggregation only")
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Federation:
     engine: str = _doc("inline", "`inline` (one process) or `ray` (Flower's simulation runtime)")
     rounds: int = _doc(20, "training rounds")
     cohort: int = _doc(64, "planned devices per round K; the sum of updates is always divided by it")
-    survey: int = _doc(0, "devices asked for the popularity count and for the comparison; 0: all of them")
+    survey: int = _doc(0, "devices asked for the popularity count, the prior and the comparison; 0: all of them")
     sampling: str = _doc(
         "shuffled",
         "`shuffled`: each device once per pass; `cyclic`: the same in one order; `poisson`: each joins with rate K/N",

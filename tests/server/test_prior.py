@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.prior import FILE, TURN, Priors, groups_of, turn_of
+from server.prior import FILE, TURN, Priors, groups_of, round_of, split, turn_of
 from shared.adapter import AdapterState
 from shared.artifacts import save_arrays
 from shared.config import Config, merge
@@ -143,3 +143,18 @@ def test_a_prior_that_is_not_the_checkpoints_is_refused(how: str, tmp_path: Path
         save_arrays(tmp_path / FILE, {"hole": priors.whole})
     with pytest.raises(RunError, match=r"found no usable prior .*start a new run in another folder"):
         Priors.load(tmp_path, digest=digest)
+
+
+def test_a_device_stays_in_its_group_when_the_other_group_is_away() -> None:
+    assert split([1, 2, 3, 4], 2) == [[2, 4], [1, 3]]
+    assert [round_of(number, nodes=[1, 3], groups=2) for number in (1, 2, 3)] == [
+        (1, 1, [1, 3]),
+        (1, 2, [1, 3]),
+        (1, 3, [1, 3]),
+    ]
+    assert [round_of(number, nodes=[1, 2, 3, 4], groups=2)[0] for number in range(1, 6)] == [0, 0, 1, 1, 0]
+    whole, first, second = (np.full((2, 2), value, dtype=np.float32) for value in (0.0, 1.0, 2.0))
+    priors = Priors(whole, [first, second])
+    assert priors.groups == 2
+    assert priors.for_group(1) is second
+    assert Priors(whole).groups == 1
