@@ -83,7 +83,7 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
         title=text(f"homerank: quality on {result['data'].get('name') or 'unnamed data'}"),
         style=shared_style + _STYLE,
         data=text(data_line(result)),
-        headline=text(f"{best} ranks best: {result['main']} {leader['main']['mean']:.4f}"),
+        headline=text(f"Highest {result['main']}: {best}, {leader['main']['mean']:.4f}"),
         key=note("Colours say whose events a ranker needs in one place.")
         + legend({kind: _colour(kind) for kind in kinds}),
         accuracy=_accuracy(result),

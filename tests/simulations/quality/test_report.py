@@ -72,7 +72,7 @@ def page_of(tmp_path: Path, found: dict[str, Any]) -> str:
 
 def test_the_page_names_the_best_and_shows_every_figure(tmp_path: Path) -> None:
     page = page_of(tmp_path, result(plain=row(0.05), best=row(0.0788, trains_on="federation")))
-    assert "best ranks best: NDCG@10 0.0788" in page
+    assert "Highest NDCG@10: best, 0.0788" in page
     for figure in ("+0.0100", "−0.0031", "0.432", "12.3", "1.25", "0.50", "depth 3", "0.0123", "40 users"):
         assert figure in page, figure
     assert "By activity" in page
