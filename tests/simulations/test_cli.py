@@ -152,7 +152,7 @@ def test_prepare_only_trains_nothing(tmp_path: Path, tiny_data: Path, capsys: py
         (["run", "--privacy", "evnt"], "Did you mean 'event'?"),
         (["run", "--engine", "spark"], "expected one of inline, ray"),
         (["run", "--cohort", "0"], "found 0; expected 1 to"),
-        (["run", "--experiment", "ml-2m"], "found experiment 'ml-2m'; expected one of ml-1"),
+        (["run", "--experiment", "ml-2m"], "found experiment 'ml-2m'; expected one of "),
         (["run", "--config", "no.toml"], "no.toml: found no readable file"),
         (["rum"], "Did you mean 'run'?"),
         (["data", "chek", "world"], "Did you mean 'check'?"),
