@@ -45,6 +45,8 @@ def fit_weights(runtime: Runtime, history: History, *, pull: float = PULL) -> ND
     with torch.inference_mode():
         states = runtime.scorer.user_states(batch, runtime.table)[known]  # (n, z)
         linear, expected = runtime.scorer.score_parts(states, runtime.table)  # (n, N)
+        if (content := runtime.scorer.content_scores(batch, runtime.table)) is not None:
+            linear = linear + content[known]
         popularity = runtime.table.rows[:, -1].expand_as(linear)
         parts = torch.stack([linear, torch.zeros_like(linear) if expected is None else expected, popularity], dim=-1)
         return _maximise(parts, batch.targets[known], start=start, pull=pull).numpy()

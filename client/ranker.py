@@ -13,6 +13,7 @@ from client.store import History
 from shared.model import Stage
 from shared.runtime import Runtime
 from shared.schema import Recommendation
+from shared.windows import Windows
 
 
 @torch.inference_mode()
@@ -29,8 +30,7 @@ def score_catalogue(
     stage: which of the ranker's parts count, see `shared.model`. tail: see `tail_scores`. weights: a person's own, from
     `client.personal`. A history without events is scored by popularity.
     """
-    states = user_states(runtime, histories, stage=stage)
-    linear, expected = runtime.scorer.score_parts(states, runtime.table)
+    _, _, linear, expected = _score(runtime, histories, stage=stage)
     if weights is not None:
         linear = float(weights[0]) * linear + tail_scores(runtime, -float(weights[2]))
         expected = None if expected is None else float(weights[1]) * expected
@@ -49,17 +49,7 @@ def tail_scores(runtime: Runtime, tail: float) -> torch.Tensor:
 @torch.inference_mode()
 def user_states(runtime: Runtime, histories: Sequence[History], *, stage: Stage = "adapter") -> torch.Tensor:
     """z after the last event of each history, float32 (B, z); see `Scorer.user_states`."""
-    batch = ranking_windows(histories, length=runtime.config.model.history)
-    scorer, table = runtime.scorer, runtime.table
-    longest = max(1, int(batch.real.sum(1).max()))
-    batch = batch.shorten(longest)
-    states = scorer.user_states(batch, table, stage=stage)
-    last = states[torch.arange(len(batch)), batch.last]
-    popularity = table.rows.shape[1] - 1
-    nothing = ~batch.real.any(1)  # then nothing is known but popularity
-    last[nothing, :popularity] = 0.0
-    last[nothing, popularity + 1 :] = 0.0
-    return last
+    return _states(runtime, _newest(runtime, histories), stage=stage)
 
 
 @torch.inference_mode()
@@ -68,23 +58,50 @@ def recommend(runtime: Runtime, history: History, *, k: int, tail: float = 0.0) 
 
     tail: the long-tail control, see `tail_scores`; when it is on, it is one of each score's parts.
     """
-    state = user_states(runtime, [history])[0]
-    rows = runtime.table.rows
-    linear, expected = runtime.scorer.score_parts(state, runtime.table)
+    states, content, linear, expected = _score(runtime, [history])
+    rows, width = runtime.table.rows, runtime.table.plain.shape[1]
     against = tail_scores(runtime, tail)
-    scores = (against + (linear if expected is None else linear + expected)).numpy()
+    scores = (against + (linear if expected is None else linear + expected))[0].numpy()
     scores[seen_items(history)] = -np.inf
     k = min(k, int(np.isfinite(scores).sum()))
     best = np.lexsort((np.arange(len(scores)), -scores))[:k]
-    width, end = runtime.table.plain.shape[1], rows.shape[1]
-    slices = {"content": slice(0, width), "adapter": slice(width, end - 1), "popularity": slice(end - 1, end)}
+    slices = {"content": slice(0, width), "adapter": slice(width, -1), "popularity": slice(-1, None)}
+    end = rows.shape[1]
     found = []
     for position, item in enumerate(best.tolist()):
-        parts = {name: float(rows[item, part] @ state[part]) for name, part in slices.items()}
+        parts = {name: float(rows[item, part] @ states[0, :end][part]) for name, part in slices.items()}
+        if content is not None:
+            parts["content"] = float(content[0, item])
         if expected is not None:
-            parts["prior"] = float(expected[item])
+            parts["prior"] = float(expected[0, item])
         if tail:
             parts["tail"] = float(against[item])
         known = runtime.catalogue.items[item]
         found.append(Recommendation(position + 1, known.id, known.title, float(scores[item]), parts))
     return found
+
+
+def _newest(runtime: Runtime, histories: Sequence[History]) -> Windows:
+    batch = ranking_windows(histories, length=runtime.config.model.history)
+    return batch.shorten(max(1, int(batch.real.sum(1).max())))
+
+
+def _states(runtime: Runtime, batch: Windows, *, stage: Stage) -> torch.Tensor:
+    states = runtime.scorer.user_states(batch, runtime.table, stage=stage)
+    last = states[torch.arange(len(batch)), batch.last]
+    popularity = runtime.table.rows.shape[1] - 1
+    nothing = ~batch.real.any(1)  # then nothing is known but popularity
+    last[nothing, :popularity] = 0.0
+    last[nothing, popularity + 1 :] = 0.0
+    return last
+
+
+def _score(
+    runtime: Runtime, histories: Sequence[History], *, stage: Stage = "adapter"
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
+    """States (B, z), the content where it is not part of them, everything but the prior, and the prior; (B, N) each."""
+    batch = _newest(runtime, histories)
+    states, scorer = _states(runtime, batch, stage=stage), runtime.scorer
+    linear, expected = scorer.score_parts(states, runtime.table)
+    content = scorer.content_scores(batch, runtime.table, stage=stage, last=True)
+    return states, content, linear if content is None else linear + content, expected

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from flwr.serverapp import Grid
 
-from shared.config import Federation
 from shared.errors import RunError
 from shared.secagg.graph import LEAST_COHORT
+from shared.sections import Federation
 
 
 def wait_for_devices(grid: Grid, federation: Federation) -> list[int]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.adapter import AdapterState
-from shared.config import Federation
+from shared.sections import Federation
 
 SECOND_MOMENT_DECAY = 0.99
 EPSILON = 1e-8

@@ -158,6 +158,8 @@ _BOUNDS = (
     ("model.gamma", 0, 1e6),
     ("model.beta", 0, 1e6),
     ("model.content_half_life", 0.1, 1e6),
+    ("model.content_whitening", 0, 1),
+    ("model.sharpness", 0, 30),
     ("model.identity", 0, 65536),
     ("model.input_codes", 0, 65536),
     ("prior.output", 1, 65536),

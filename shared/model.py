@@ -1,9 +1,9 @@
 """The scorer: content + popularity + prior + a LoRA-adapted reading of the history.
 
-    score(u, i) = gamma * <content(u), plain_i>  +  <P_out h(u), output_i>  +  beta * log_popularity_i
+    score(u, i) = gamma * content(u)_i  +  <P_out h(u), output_i>  +  beta * log_popularity_i
                   +  kappa * log soft(q(u))_i  +  fusion * q(u)_i / std q(u)
 
-`content(u)` is a recency-weighted mean of the plain vectors in the history. `h(u)` is the history trunk's state, where
+`content(u)` is how much an item is like recent events (`shared.content`). `h(u)` is the history trunk's state, where
 L events are L soft tokens. `P_out` starts at zero, so a fresh model ranks exactly like content + popularity. `q(u)` is
 what the one-round prior expects next (`shared.prior`); its logarithm makes it the base measure of the softmax, so that
 the trained part learns by how much the prior is wrong, and its plain value is mixed in for ranking only. With a prior
@@ -30,10 +30,11 @@ from opacus.grad_sample import register_grad_sampler
 from torch import nn
 
 from shared.backbone import Backbone
-from shared.config import Lora, Model, Prior
+from shared.content import mean_vector, recency_weights, sharp_content
 from shared.errors import AdapterError
 from shared.items import ItemTable
 from shared.prior import PriorLayout, history_features, soften
+from shared.sections import Lora, Model, Prior
 from shared.tokens import SoftTokens
 from shared.vectors import identity_room
 from shared.windows import IGNORE, Windows
@@ -92,7 +93,6 @@ class Scorer(nn.Module):
         self.prior: torch.Tensor | None = None  # (F, k) once one is installed
         named = ((_stable(name), p) for name, p in self.named_parameters() if p.requires_grad)
         self.adapter_parameters = dict(sorted(named, key=lambda pair: pair[0]))
-        self._decay: dict[int, torch.Tensor] = {}
 
     def set_prior(self, matrix: NDArray[np.float32] | None) -> None:
         """Put in a solved prior, float32 (F, k), or take it out; AdapterError when it is not of this layout."""
@@ -103,19 +103,54 @@ class Scorer(nn.Module):
         self.prior = None if matrix is None else torch.from_numpy(np.ascontiguousarray(matrix))
 
     def user_states(self, batch: Windows, table: ItemTable, *, stage: Stage = "adapter") -> torch.Tensor:
-        """z at every position, float32 (B, L, d + k + 1), with k_prior more entries where a prior is installed."""
-        content = self._content(batch, table)  # (B, L, d)
-        one = torch.ones_like(content[..., :1])  # (B, L, 1)
+        """z at every position, float32 (B, L, d + k + 1), with k_prior more entries where a prior is installed.
+
+        With `sharpness` the content is not linear in any state: its d entries are 0, see `content_scores`.
+        """
+        one = table.rows.new_ones(*batch.items.shape, 1)  # (B, L, 1)
+        if self.settings.sharpness:
+            content = one.new_zeros(*batch.items.shape, table.plain.shape[1])  # (B, L, d)
+        else:
+            weights = recency_weights(batch, half_life=self.settings.content_half_life)
+            content = self._weighted("gamma", mean_vector(weights, batch, table), stage=stage)
         if stage == "adapter":
             learned = self.output(self.history_states(batch, table))  # (B, L, k)
         else:
-            learned = content.new_zeros(*content.shape[:2], self.output_dim)
+            learned = one.new_zeros(*batch.items.shape, self.output_dim)
+        parts = [content, learned, self._weighted("beta", one, stage=stage)]
+        if (prior := self._prior_of(stage)) is not None:
+            layout, matrix = prior
+            parts.append(history_features(batch, table, layout) @ matrix)
+        return torch.cat(parts, dim=-1)
+
+    def content_scores(
+        self, batch: Windows, table: ItemTable, *, stage: Stage = "adapter", last: bool = False
+    ) -> torch.Tensor | None:
+        """gamma * content(u) of all items with `sharpness`, float32 (B, L, N), None without.
+
+        last: only after the last event of each row, (B, N).
+        """
+        if not self.settings.sharpness:
+            return None
+        weights = recency_weights(batch, half_life=self.settings.content_half_life)
+        if last:
+            weights = weights[torch.arange(len(batch)), batch.last][:, None]  # (B, 1, L)
+        found = sharp_content(weights, batch.items, table, sharpness=self.settings.sharpness)
+        scaled = self._weighted("gamma", found, stage=stage)
+        return scaled[:, 0] if last else scaled
+
+    def _weighted(self, name: Literal["gamma", "beta"], part: torch.Tensor, *, stage: Stage) -> torch.Tensor:
+        """A part of the score with its weight at a stage."""
         if stage == "adapter" and self.layout is None:
-            return torch.cat([self.gamma(content), learned, self.beta(one)], dim=-1)
+            weight: Scale = getattr(self, name)
+            return weight(part)
+        fixed: float = getattr(self.settings if self._prior_of(stage) is None else self.prior_settings, name)
+        return fixed * part
+
+    def _prior_of(self, stage: Stage) -> tuple[PriorLayout, torch.Tensor] | None:
         if stage == "start" or self.prior is None or self.layout is None:
-            return torch.cat([self.settings.gamma * content, learned, self.settings.beta * one], dim=-1)
-        weights, expected = self.prior_settings, history_features(batch, table, self.layout) @ self.prior
-        return torch.cat([weights.gamma * content, learned, weights.beta * one, expected], dim=-1)
+            return None
+        return self.layout, self.prior
 
     def scores(self, states: torch.Tensor, table: ItemTable, *, fused: bool = True) -> torch.Tensor:
         """Scores of all items, float32 (..., N), for states (..., z)."""
@@ -153,26 +188,14 @@ class Scorer(nn.Module):
         what was seen; a target is never left out. A window without targets has loss 0 and a zero gradient.
         """
         logits = self.scores(self.user_states(batch, table), table, fused=False)  # (B, L, N)
+        if (content := self.content_scores(batch, table)) is not None:
+            logits = logits + content
         logits = logits.masked_fill(self._earlier_items(batch, logits.shape[-1]), -torch.inf)
         wanted = batch.targets != IGNORE
         losses = nn.functional.cross_entropy(
             logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="none"
         ).view_as(batch.targets)
         return losses.sum(1) / wanted.sum(1).clamp(min=1)
-
-    def _content(self, batch: Windows, table: ItemTable) -> torch.Tensor:
-        """Recency-weighted mean of plain vectors up to each position, (B, L, d)."""
-        length = batch.items.shape[1]
-        decay = self._decay_matrix(length)  # (L, L) lower-triangular
-        weight = decay * batch.content[:, None, :]  # (B, L, L)
-        weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-9)
-        return weight @ table.plain[batch.items]
-
-    def _decay_matrix(self, length: int) -> torch.Tensor:
-        if length not in self._decay:
-            age = torch.arange(length)[:, None] - torch.arange(length)[None, :]
-            self._decay[length] = torch.where(age >= 0, 0.5 ** (age / self.settings.content_half_life), 0.0)
-        return self._decay[length]
 
     @staticmethod
     def _earlier_items(batch: Windows, count: int) -> torch.Tensor:

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.config import Prior
 from shared.errors import AdapterError
 from shared.items import ItemTable
+from shared.sections import Prior
 from shared.windows import IGNORE, Windows
 
 #: Weight of A in a device's reply. A is the longer of the two and the one that noise hurts less, as the ridge covers

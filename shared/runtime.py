@@ -60,6 +60,7 @@ class Runtime:
             output_dim=model.output_dim,
             output_scale=model.output_scale,
             identity=model.identity,
+            content_whitening=model.content_whitening,
         )
         with torch.inference_mode(False):  # whoever asks first: a table born there could not be trained against
             return ItemTable(views)

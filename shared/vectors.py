@@ -27,7 +27,7 @@ IDENTITY_SEED = 20_261
 class ItemVectors:
     """Four views of the same item vectors, all float32.
 
-    plain: (N, d) centred, unit length; cosine similarity works without training.
+    plain: (N, d) centred, whitened by `content_whitening`, unit length; cosine similarity works without training.
     token: (N, d) whitened, root-mean-square 1 per entry; what the history trunk reads.
     output: (N, k + r) whitened by `whitening`, cut to the k leading directions, root-mean-square length
     `output_scale`; then the r identity directions; what the output projection predicts.
@@ -82,16 +82,23 @@ def _read_cached(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | No
 
 
 def make_views(
-    raw: NDArray[np.float32], *, whitening: float, output_dim: int, output_scale: float, identity: int = 0
+    raw: NDArray[np.float32],
+    *,
+    whitening: float,
+    output_dim: int,
+    output_scale: float,
+    identity: int = 0,
+    content_whitening: float = 0.0,
 ) -> ItemVectors:
     """Build the views from raw vectors (N, d).
 
-    whitening: exponent alpha in [0, 1]; each principal direction is scaled by variance ** (-alpha / 2), so 0
-    leaves the spectrum as it is and 1 makes it flat. output_dim: k, cut to d where it is larger. identity: r, cut to
-    `identity_room`.
+    whitening, content_whitening: exponents alpha in [0, 1] for output and plain; each principal direction is scaled by
+    variance ** (-alpha / 2), so 0 leaves the spectrum as it is and 1 makes it flat. output_dim: k, cut to d where it is
+    larger. identity: r, cut to `identity_room`.
     """
-    if not 0.0 <= whitening <= 1.0:
-        raise ConfigError(f"found model.whitening = {whitening}; expected 0 to 1")
+    for name, alpha in (("whitening", whitening), ("content_whitening", content_whitening)):
+        if not 0.0 <= alpha <= 1.0:
+            raise ConfigError(f"found model.{name} = {alpha}; expected 0 to 1")
     count, width = raw.shape  # (N, d)
     output_dim = min(output_dim, width)
     centred = raw.astype(np.float64) - raw.mean(axis=0, dtype=np.float64)
@@ -104,8 +111,9 @@ def make_views(
     output *= output_scale / (_rms(output) * np.sqrt(output_dim))
     text = np.where(variance > floor, token / np.sqrt(count), 0.0)  # (N, d) orthonormal columns, or zero ones
     own = identity_directions(text, identity)
+    alike = rotated * np.maximum(variance, floor) ** (-content_whitening / 2) if content_whitening else centred
     return ItemVectors(
-        plain=_unit(centred),
+        plain=_unit(alike),
         token=(token / _rms(token)).astype(np.float32),
         output=np.concatenate([output, output_scale * own], axis=1).astype(np.float32),
         codes=np.concatenate([text, own], axis=1).astype(np.float32),

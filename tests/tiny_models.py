@@ -7,11 +7,11 @@ import numpy as np
 from client.samples import stack_windows
 from client.store import History
 from shared.backbone import TINY_FAMILIES, open_backbone
-from shared.config import Lora, Model, Prior
 from shared.config_rules import CONTEXTS
 from shared.items import ItemTable
 from shared.model import Scorer, build_scorer, load_parameters, read_parameters
 from shared.schema import EventKind
+from shared.sections import Lora, Model, Prior
 from shared.vectors import make_views
 from shared.windows import Windows
 

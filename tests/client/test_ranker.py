@@ -62,6 +62,19 @@ def test_parts_are_what_they_say() -> None:
         assert item.parts["popularity"] == pytest.approx(weight * np.linspace(-1, 1, ITEMS)[number], abs=1e-5)
 
 
+def test_sharp_content_is_a_part_of_the_score_and_the_same_alone_and_in_a_batch() -> None:
+    runtime = tiny_runtime(sharpness=3.0, content_whitening=0.5)
+    histories = [past([1, 2, 3]), past([]), past([5]), past(list(range(2 * LENGTH)))]
+    together = score_catalogue(runtime, histories)
+    for row, history in enumerate(histories):
+        assert together[row] == pytest.approx(score_catalogue(runtime, [history])[0], abs=1e-5)
+        for item in recommend(runtime, history, k=3):
+            assert item.score == pytest.approx(together[row, SHELF.index(item.item_id)], abs=1e-5)
+            assert sum(item.parts.values()) == pytest.approx(item.score, abs=1e-5)
+            assert (abs(item.parts["content"]) > 0.1) == (len(history) > 0)
+    assert np.abs(together - score_catalogue(tiny_runtime(), histories)).max() > 0.1
+
+
 def test_a_recommendation_names_an_item_of_the_catalogue() -> None:
     for item in recommend(trained_runtime(), past([4]), k=3):
         assert SHELF.items[SHELF.index(item.item_id)].title == item.title

@@ -18,10 +18,10 @@ from client import trainer
 from client.trainer import Step, clipped_popularity, gaussian, make_generator, train_locally
 from shared.adapter import AdapterState
 from shared.backbone import frozen_digest
-from shared.config import Lora, Model, Prior
 from shared.errors import AdapterError, PrivacyError
 from shared.items import ItemTable
 from shared.model import Scorer, load_parameters, read_parameters, trainable
+from shared.sections import Lora, Model, Prior
 from shared.windows import Windows
 from tests.tiny_models import (
     CODED,

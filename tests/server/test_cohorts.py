@@ -19,9 +19,10 @@ from server.cohorts import (
     survey_cohort,
     wait_for_devices,
 )
-from shared.config import Federation, merge
+from shared.config import merge
 from shared.errors import RunError
 from shared.protocol import Manifest
+from shared.sections import Federation
 from simulations.runfolder import RunFolder
 from tests.server.small_server import Network, first_asked, rows, server, start_run
 

@@ -8,8 +8,8 @@ import pytest
 from server.aggregation import trained_names
 from server.optimiser import ServerOptimiser
 from shared.adapter import AdapterState
-from shared.config import Federation
 from shared.errors import AdapterError
+from shared.sections import Federation
 
 
 def one(value: float, name: str = "w") -> AdapterState:

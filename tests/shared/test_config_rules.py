@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from shared.config import Config, Privacy, Training, merge
+from shared.config import Config, merge
 from shared.config_rules import _forbidden
 from shared.errors import ConfigError
+from shared.sections import Privacy, Training
 
 #: Settings that are refused together, words of the reason, and changes that each make them legal.
 FORBIDDEN: dict[str, tuple[dict[str, Any], str, list[dict[str, Any]]]] = {

@@ -14,11 +14,11 @@ from client.store import History
 from client.trainer import Step, train_locally
 from shared.adapter import AdapterState
 from shared.backbone import open_backbone
-from shared.config import Lora, Model
 from shared.errors import AdapterError, BackboneError
 from shared.items import ItemTable
 from shared.model import Scorer, build_scorer, load_parameters, read_parameters, trainable
 from shared.schema import EventKind
+from shared.sections import Lora, Model
 from shared.vectors import ItemVectors
 from shared.windows import IGNORE, Windows
 from tests.tiny_models import (

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from client.samples import stack_windows
 from client.store import History
 from shared.adapter import AdapterState
-from shared.config import Prior
 from shared.errors import AdapterError
 from shared.items import ItemTable
 from shared.prior import BALANCE, MOMENTS, PriorLayout, history_features, soften, solve_prior, window_moments
 from shared.schema import EventKind
+from shared.sections import Prior
 from shared.vectors import ItemVectors
 from shared.windows import IGNORE, Windows
 from tests.tiny_models import CODED, LENGTH, MANY, item_table, random_windows

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from shared.backbone import open_backbone
-from shared.config import Lora, Prior
 from shared.errors import AdapterError
 from shared.items import ItemTable
 from shared.model import Scorer, Stage, build_scorer, trainable
 from shared.prior import history_features
+from shared.sections import Lora, Prior
 from shared.windows import IGNORE, Windows
 from tests.tiny_models import (
     CODED,
@@ -57,8 +57,10 @@ def prior_by_hand(scorer: Scorer, windows: Windows, table: ItemTable, *, fusion:
     return 0.8 * np.log(soft) + fusion * q / np.maximum(spread, 1e-12)
 
 
-def linear_by_hand(windows: Windows, table: ItemTable, *, gamma: float, beta: float) -> np.ndarray:
-    """gamma <content(u), plain_i> + beta log_popularity_i, float64 (B, L, N)."""
+def linear_by_hand(
+    windows: Windows, table: ItemTable, *, gamma: float, beta: float, sharpness: float = 0.0
+) -> np.ndarray:
+    """gamma content(u)_i + beta log_popularity_i, float64 (B, L, N)."""
     plain = table.plain.double().numpy()
     size, length = windows.items.shape
     found = np.zeros((size, length, len(plain)))
@@ -67,7 +69,12 @@ def linear_by_hand(windows: Windows, table: ItemTable, *, gamma: float, beta: fl
             past = [place for place in range(now + 1) if windows.content[row, place]]
             weights = np.array([0.5 ** ((now - place) / CODED.content_half_life) for place in past])
             if past:
-                found[row, now] = plain @ (weights @ plain[windows.items[row][past].numpy()] / weights.sum())
+                likeness = plain[windows.items[row][past].numpy()] @ plain.T
+                if sharpness:
+                    pooled = weights @ np.exp(sharpness * likeness) / weights.sum()
+                    found[row, now] = np.log(pooled) / sharpness
+                else:
+                    found[row, now] = weights @ likeness / weights.sum()
     return gamma * found + beta * table.rows.double().numpy()[:, -1]
 
 
@@ -83,6 +90,57 @@ def test_start_and_prior_rank_by_their_own_weights_by_hand(fusion: float, table:
         wanted = beside + prior_by_hand(scorer, windows, table, fusion=fusion if fused else 0.0)
         found = scores(scorer, windows, table, "prior", fused=fused).numpy()
         np.testing.assert_allclose(found, wanted, atol=2e-3)
+
+
+def whole(scorer: Scorer, windows: Windows, table: ItemTable, stage: Stage = "adapter") -> torch.Tensor:
+    with torch.no_grad():
+        content = scorer.content_scores(windows, table, stage=stage)
+    assert content is not None
+    return scores(scorer, windows, table, stage) + content
+
+
+def test_sharp_content_by_hand(table: ItemTable) -> None:
+    """A log of a mean of exponentials, at the weights of each stage; nothing while nothing counts as content."""
+    model = dataclasses.replace(CODED, sharpness=4.0)
+    windows = random_windows(4, seed=2)
+    windows.content[1, :2] = False
+    start = linear_by_hand(windows, table, gamma=2.0, beta=0.5, sharpness=4.0)
+    np.testing.assert_allclose(
+        whole(shaken_scorer(model=model, prior=PRIOR), windows, table, "start"), start, atol=1e-4
+    )
+    assert np.ptp(start[1, 0] - 0.5 * table.rows.numpy()[:, -1]) < 1e-6
+    scorer = shaken_scorer(model=model, prior=dataclasses.replace(PRIOR, fusion=0.0))
+    beside = linear_by_hand(windows, table, gamma=0.3, beta=0.1, sharpness=4.0)
+    wanted = beside + prior_by_hand(scorer, windows, table, fusion=0.0)
+    np.testing.assert_allclose(whole(scorer, windows, table, "prior"), wanted, atol=2e-3)
+
+
+def test_sharpness_tends_to_the_mean_on_one_side_and_to_the_nearest_event_on_the_other(table: ItemTable) -> None:
+    windows = random_windows(4, seed=2)
+    mean = scores(tiny_scorer(model=CODED), windows, table, "start")
+    blunt = tiny_scorer(model=dataclasses.replace(CODED, sharpness=1e-3))
+    torch.testing.assert_close(whole(blunt, windows, table, "start"), mean, atol=5e-3, rtol=0)
+    model = dataclasses.replace(CODED, sharpness=30.0, content_half_life=1e6, gamma=1.0, beta=0.0)
+    keen = whole(tiny_scorer(model=model), windows, table, "start")[0, -1].numpy()
+    near = (table.plain[windows.items[0][windows.content[0]]] @ table.plain.T).max(0).values.numpy()
+    assert np.abs(keen - near).max() < np.log(LENGTH) / 30.0 + 1e-5
+
+
+def test_the_loss_and_the_weight_of_sharp_content_see_it(table: ItemTable) -> None:
+    windows = random_windows(6, seed=4)
+    losses = [
+        tiny_scorer(model=dataclasses.replace(CODED, sharpness=tau)).window_losses(windows, table) for tau in (0.0, 4.0)
+    ]
+    assert not torch.allclose(losses[0], losses[1])
+    scorer = tiny_scorer(model=dataclasses.replace(CODED, sharpness=4.0))
+    scorer.window_losses(windows, table).sum().backward()
+    found = scorer.gamma.weight.grad
+    assert found is not None
+    before = scorer.window_losses(windows, table).sum().item()
+    with torch.no_grad():
+        scorer.gamma.weight += 1e-2
+    after = scorer.window_losses(windows, table).sum().item()
+    assert (after - before) / 1e-2 == pytest.approx(found.item(), rel=0.05, abs=0.02)
 
 
 def test_neither_start_nor_prior_depends_on_what_was_learned(table: ItemTable) -> None:

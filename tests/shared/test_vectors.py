@@ -36,6 +36,18 @@ def test_plain_vectors_are_centred_and_of_unit_length(raw: np.ndarray) -> None:
     np.testing.assert_allclose(plain, centred / np.linalg.norm(centred, axis=1, keepdims=True), atol=1e-4)
 
 
+def test_content_whitening_flattens_what_content_compares_and_nothing_else(raw: np.ndarray) -> None:
+    settings = {"whitening": 0.5, "output_dim": 4, "output_scale": 1.0}
+    flat, before = make_views(raw, **settings, content_whitening=1.0), make_views(raw, **settings)
+    token = flat.token / np.linalg.norm(flat.token, axis=1, keepdims=True)
+    np.testing.assert_allclose(flat.plain, token, atol=1e-5)
+    for view in ("token", "output", "codes"):
+        np.testing.assert_array_equal(getattr(flat, view), getattr(before, view))
+    likeness = before.plain @ before.plain.T
+    rotated = make_views(raw, **settings, content_whitening=1e-9).plain
+    np.testing.assert_allclose(rotated @ rotated.T, likeness, atol=1e-4)
+
+
 def test_token_vectors_have_a_flat_spectrum_and_entries_of_size_one(raw: np.ndarray) -> None:
     token = make_views(raw, whitening=0.0, output_dim=4, output_scale=1.0).token
     assert token.shape == raw.shape
@@ -81,6 +93,8 @@ def test_vectors_that_are_all_alike_give_finite_views(rows: np.ndarray) -> None:
 def test_whitening_outside_its_range_is_refused(raw: np.ndarray, alpha: float) -> None:
     with pytest.raises(ConfigError, match="expected 0 to 1"):
         make_views(raw, whitening=alpha, output_dim=2, output_scale=1.0)
+    with pytest.raises(ConfigError, match=r"content_whitening = .*expected 0 to 1"):
+        make_views(raw, whitening=0.5, output_dim=2, output_scale=1.0, content_whitening=alpha)
 
 
 # --- codes -------------------------------------------------------------------------------------------------

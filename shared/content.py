@@ -1,0 +1,40 @@
+"""Content: how much an item is like what a person turned to lately.
+
+    content(u)_i = sum_t w_t <p_t, p_i>                                   sharpness 0
+    content(u)_i = 1 + log(sum_t w_t exp(tau (<p_t, p_i> - 1))) / tau     sharpness tau
+
+w_t falls by half every `content_half_life` events and adds up to 1. The first compares an item with the mean of the
+history, so that a person of two tastes gets what lies between them; the second tends to the likeness to the nearest
+event as tau grows, and to the first as tau falls to 0.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from shared.items import ItemTable
+from shared.windows import Windows
+
+
+def recency_weights(batch: Windows, *, half_life: float) -> torch.Tensor:
+    """w at every position, float32 (B, L, L): row t weighs events 0 to t. Zero where nothing counts as content yet."""
+    length = batch.items.shape[1]
+    age = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+    decay = torch.where(age >= 0, 0.5 ** (age / half_life), 0.0)  # (L, L) lower-triangular
+    weight = decay * batch.content[:, None, :]
+    return weight / weight.sum(-1, keepdim=True).clamp(min=1e-9)
+
+
+def mean_vector(weights: torch.Tensor, batch: Windows, table: ItemTable) -> torch.Tensor:
+    """Weighted means of plain vectors, (B, L, d); with sharpness 0 content is their product with an item's vector."""
+    return weights @ table.plain[batch.items]
+
+
+def sharp_content(weights: torch.Tensor, items: torch.Tensor, table: ItemTable, *, sharpness: float) -> torch.Tensor:
+    """content(u) of all items with sharpness above 0, float32 (..., P, N); 0 without any content.
+
+    weights: (..., P, L) at P positions. items: int64 (..., L).
+    """
+    nearness = torch.exp(sharpness * (table.plain[items] @ table.plain.T - 1))  # (..., L, N)
+    pooled = 1 + torch.log((weights @ nearness).clamp(min=1e-30)) / sharpness
+    return torch.where(weights.sum(-1, keepdim=True) > 0, pooled, 0.0)
