@@ -15,6 +15,13 @@ SECOND_MOMENT_DECAY = 0.99
 EPSILON = 1e-8
 
 
+def schedule(federation: Federation, number: int) -> float:
+    """What the server's step size is multiplied with in round 1, 2, …"""
+    if not federation.learning_rate_decay:
+        return 1.0
+    return max(0.05, 1.0 - (number - 1) / federation.rounds)
+
+
 @dataclass
 class ServerOptimiser:
     """FedAvg (`sgd`: the mean update is applied as it is, times the rate) or FedAdam with bias correction.
@@ -25,6 +32,7 @@ class ServerOptimiser:
     kind: str
     rate: float
     momentum: float
+    anchor: float = 0.0
     first: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     second: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
@@ -32,10 +40,21 @@ class ServerOptimiser:
     @classmethod
     def from_config(cls, federation: Federation) -> ServerOptimiser:
         """A fresh optimiser."""
-        return cls(federation.server_optimizer, federation.server_learning_rate, federation.server_momentum)
+        return cls(
+            federation.server_optimizer,
+            federation.server_learning_rate,
+            federation.server_momentum,
+            anchor=federation.anchor,
+        )
 
-    def apply(self, state: AdapterState, update: AdapterState, *, factor: float = 1.0) -> AdapterState:
+    def apply(
+        self, state: AdapterState, update: AdapterState, *, factor: float = 1.0, start: AdapterState | None = None
+    ) -> AdapterState:
         """The next state. factor: schedule value the learning rate is multiplied with.
+
+        start: what the run started from. The whole state then goes the part `anchor * factor` of the way back there,
+        so that it unlearns less of what it knew (L2-SP, Li et al., ICML 2018; apart from the gradient's step, like
+        Loshchilov & Hutter, ICLR 2019). It reads nothing but released numbers, so it costs no privacy.
 
         Raises AdapterError when the update has names or shapes that the state has not.
         """
@@ -44,7 +63,8 @@ class ServerOptimiser:
             name: state.arrays[name] + np.float32(self.rate * factor) * self._direction(name, delta)
             for name, delta in update.arrays.items()
         }
-        return state.replace(AdapterState(moved))
+        state = state.replace(AdapterState(moved))
+        return state if start is None or not self.anchor else state + (start - state) * (self.anchor * factor)
 
     def _direction(self, name: str, delta: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.kind == "sgd":

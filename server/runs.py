@@ -18,6 +18,7 @@ from shared.config import Config, load_config, merge, override, to_toml
 from shared.datasets.generic import read_items
 from shared.errors import DeploymentError, RunError
 from shared.terminal import Child, flower_environment, flower_program, tail
+from shared.transfer import keep_start
 
 #: Values Flower can carry in a run configuration.
 RunValue = bool | int | float | str
@@ -43,10 +44,10 @@ def register(folder: Path, public_key: Path, *, timeout: float = 60.0) -> int:
 
 
 def prepare_run(target: Path, *, catalogue: Path, config: Path | None, assignments: Sequence[str]) -> None:
-    """Write what the ServerApp reads: config.toml and items.jsonl.
+    """Write what the ServerApp reads: config.toml, items.jsonl and, with `federation.start_from`, start/.
 
     Without a configuration file the run is private at event level. Raises RunError when the folder holds a run
-    with other settings or another catalogue, ConfigError and DataError for bad input.
+    with other settings or another catalogue, ConfigError, DataError and AdapterError for bad input.
     """
     settings = load_config(config) if config else merge(Config(), {"privacy": {"mode": "event"}})
     settings = override(settings, *assignments)
@@ -58,6 +59,7 @@ def prepare_run(target: Path, *, catalogue: Path, config: Path | None, assignmen
             raise RunError(f"{target} holds a run with other settings or another catalogue; choose another --out")
         return
     target.mkdir(parents=True, exist_ok=True)
+    keep_start(settings, target)
     save_catalogue(items, target / "items.jsonl")
     write_atomic(known, to_toml(settings).encode())
 

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from server.checkpoint import ServerState
+from server.ledger import ServerLedger
 from shared.adapter import AdapterState
 from shared.artifacts import save_adapter
 from shared.catalogue import Catalogue
 from shared.config import Config
-from shared.errors import RunError
+from shared.errors import PrivacyError, RunError
 from shared.model import Stage
+from shared.privacy.chain import Head
 from shared.runtime import Runtime, public_settings
+from shared.transfer import started_from
 
 #: A stage must beat the start by this many standard deviations of the privacy noise in the comparison.
 CONFIDENCE = 1.645
@@ -55,6 +58,21 @@ def verdict(gains: Mapping[Stage, float], deviation: float, *, refused: str) -> 
         found += f" with privacy noise of standard deviation {deviation:.4f}"
     reason = f"{found}: not clearly better, the start is kept" if shipped == "start" else f"{found}: {_KEPT[shipped]}"
     return {"shipped": shipped, "gain": gain, "noise": deviation, "gains": dict(gains), "reason": reason}
+
+
+def begun_from(folder: Path, ledger: ServerLedger) -> list[dict[str, Any]]:
+    """`shared.transfer.started_from` of a run folder, each with `in_ledger`: whether this ledger holds its releases."""
+    return [{**earlier, "in_ledger": _holds(ledger, earlier["ledger"])} for earlier in started_from(folder)]
+
+
+def _holds(ledger: ServerLedger, head: Mapping[str, Any] | None) -> bool:
+    if head is None:
+        return False
+    try:
+        ledger.require(Head(**head))
+    except (PrivacyError, TypeError):
+        return False
+    return True
 
 
 def ship(

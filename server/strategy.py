@@ -21,11 +21,11 @@ from server.correlated import Correlation
 from server.exchange import Exchange
 from server.ledger import ServerLedger
 from server.messages import Messages
-from server.optimiser import ServerOptimiser
+from server.optimiser import ServerOptimiser, schedule
 from server.popularity import log_popularity
 from server.prior import Priors, groups_of, round_of
 from server.release import Released, Releaser
-from server.shipping import run_name, ship, verdict
+from server.shipping import begun_from, run_name, ship, verdict
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY, save_arrays
 from shared.catalogue import Catalogue
@@ -36,6 +36,7 @@ from shared.privacy.plan import NoisePlan
 from shared.privacy.statement import privacy_facts
 from shared.protocol import BELOW_CLIP, Manifest, Shapes
 from shared.runtime import Runtime, runtime_for
+from shared.transfer import start_state
 
 log = logging.getLogger("homerank.server")
 
@@ -48,7 +49,8 @@ BACK_OFF = 30.0
 class Strategy:
     """Runs one experiment in one folder and can continue it.
 
-    folder: holds config.toml and items.jsonl; receives checkpoint.safetensors, metrics.jsonl, rounds/ and adapter/.
+    folder: holds config.toml, items.jsonl and, if it starts from an adapter, start/; receives checkpoint.safetensors,
+    metrics.jsonl, rounds/ and adapter/.
     ledger: the server's, open. deployment: real devices; noise comes from the operating system, and the shipped
     adapter is sent to every device at the end. on_step: told of each step of each exchange.
     """
@@ -71,6 +73,7 @@ class Strategy:
         self._on_step = on_step
         self._release = Releaser(config, ledger, seed=None if deployment else config.seed, on_step=on_step)
         self.runtime: Runtime = runtime_for(config, catalogue)
+        self.start = start_state(self.runtime, config, folder)
         self.state = self._first_or_last_state()
         self._messages = Messages(config, self.runtime, state=self.state, folder=folder)
         self.priors = Priors.load(folder, digest=self.state.priors) if self.state.priors else None
@@ -79,7 +82,7 @@ class Strategy:
         """The checkpoint if there is one; PrivacyError when it knows of charges that the ledger does not."""
         fresh = ServerState(
             run=run_name(self.config, self.catalogue, self.folder, deployment=self.deployment),
-            adapter=self.runtime.start,
+            adapter=self.start,
             optimiser=ServerOptimiser.from_config(self.config.federation),
             clip=self.config.privacy.user_clip,
         )
@@ -199,7 +202,8 @@ class Strategy:
             if BELOW_CLIP in reply:
                 answered = mean_of(found.total, planned=found.answers)  # who is missing has no say
                 state.clip = next_clip(self.config, clip=state.clip, update=answered)
-            state.adapter = state.optimiser.apply(state.adapter, update.select(names), factor=self._schedule(number))
+            factor, mine = schedule(federation, number), update.select(names)
+            state.adapter = state.optimiser.apply(state.adapter, mine, factor=factor, start=self.start)
             self._average(number)
         state.asked |= {str(node): state.asked.get(str(node), 0) + 1 for node in cohort}
         state.round = number
@@ -218,11 +222,6 @@ class Strategy:
     def _correlation(self, noise: Noise) -> Correlation | None:
         bands = self.config.privacy.noise_bands
         return Correlation(bands, self.state.noises) if bands > 1 and noise.by == "server" else None
-
-    def _schedule(self, number: int) -> float:
-        if not self.config.federation.learning_rate_decay:
-            return 1.0
-        return max(0.05, 1.0 - (number - 1) / self.config.federation.rounds)
 
     def _average(self, number: int) -> None:
         federation = self.config.federation
@@ -255,7 +254,8 @@ class Strategy:
     def _ship(self) -> None:
         """Write the adapter folder, from the checkpoint alone: after a crash the same is written again."""
         save_arrays(self.folder / "candidate.safetensors", dict(self._messages.candidate(self.priors).arrays))
-        privacy = privacy_facts(self.ledger.entries(), run=self.state.run)
+        earlier = begun_from(self.folder, self.ledger)
+        privacy = privacy_facts(self.ledger.entries(), run=self.state.run, started_from=earlier)
         ship(
             self.folder / "adapter",
             self._messages.shipped(self.priors),

@@ -22,7 +22,7 @@ from shared.catalogue import Catalogue
 from shared.errors import AdapterError, CatalogueError, RunError
 from shared.schema import Item
 
-ADAPTER_SCHEMA = 1
+ADAPTER_SCHEMA = 2
 MAX_ADAPTER_BYTES = 2 * 1024**3
 POPULARITY = "popularity"
 
@@ -131,14 +131,18 @@ def save_adapter(
 def load_adapter(folder: Path) -> tuple[AdapterState, NDArray[np.float32], dict[str, Any]]:
     """Read an adapter folder: parameters, log popularity (N,), and homerank.json.
 
-    Raises AdapterError when a file is missing or damaged or the folder is of a newer schema.
+    Raises AdapterError when a file is missing or damaged or the folder is of another schema.
     """
     try:
         manifest = json.loads((folder / "homerank.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise AdapterError(f"{folder}: found no usable homerank.json ({error}); expected an adapter folder") from None
-    if not isinstance(manifest, dict) or manifest.get("schema") != ADAPTER_SCHEMA:
-        raise AdapterError(f"{folder}: found another adapter schema; this version reads {ADAPTER_SCHEMA}. Update it")
+    found = manifest.get("schema") if isinstance(manifest, dict) else None
+    if found != ADAPTER_SCHEMA:
+        raise AdapterError(
+            f"{folder}: found adapter schema {found!r}; this version reads {ADAPTER_SCHEMA}. Train it again, or use"
+            " the version that wrote it"
+        )
     arrays = {
         **load_arrays(folder / "adapter_model.safetensors"),
         **load_arrays(folder / "projections.safetensors"),

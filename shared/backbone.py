@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 DEFAULT_BACKBONE = "minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MAX_TEXT_TOKENS = 96
+#: What byte-level and SentencePiece vocabularies put before a token that begins a word.
+WORD_STARTS = ("\u0120", "\u2581")
 
 #: LoRA target modules that exist in each family, by the short names the configuration uses.
 PROJECTIONS: dict[str, dict[str, str]] = {
@@ -85,6 +87,21 @@ class Backbone:
             tokenizer.pad_token = tokenizer.eos_token
         batch = tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt")
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+    def words(self, count: int) -> list[str]:
+        """The first `count` whole words of the tokenizer's vocabulary, fewer where it has fewer; the same everywhere.
+
+        A vocabulary is in order of frequency, or near it. The tiny random models have numbered words.
+        """
+        if self.path is None:
+            return [f"word{number}" for number in range(count)]
+        from transformers import AutoTokenizer
+
+        vocabulary = AutoTokenizer.from_pretrained(str(self.path), local_files_only=True).get_vocab()
+        tokens = sorted(vocabulary, key=lambda token: (vocabulary[token], token))
+        marked = [token[1:] for token in tokens if token[:1] in WORD_STARTS]  # else parts of words are marked, "##ing"
+        words = (word for word in marked or tokens if len(word) > 2 and word.isascii() and word.isalpha())
+        return list(dict.fromkeys(words))[:count]
 
     def _build(self, *, blocks: int, causal: bool) -> PreTrainedModel:
         if self.path is None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 AGGREGATIONS = ("alternate", "ffa", "fedit")
 CONTEXTS = ("kind", "gap", "value", "hour", "attributes")
+DIRECTIONS = ("catalogue", "backbone")
 ROBUST_RULES = ("norm-filter", "mean", "median", "trimmed-mean", "multi-krum")
 
 
@@ -30,6 +31,7 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 def check_config(config: Config) -> None:
     """ConfigError for a value out of range, an unknown choice, or a combination that breaks a guarantee."""
     _choice("data.split", config.data.split, ("leave-one-out", "temporal"))
+    _choice("model.directions", config.model.directions, DIRECTIONS)
     _choice("privacy.mode", config.privacy.mode, ("none", "event", "user", "both"))
     _choice("privacy.trust", config.privacy.trust, ("aggregate", "local"))
     _choice("federation.engine", config.federation.engine, ("inline", "ray"))
@@ -196,6 +198,7 @@ _BOUNDS = (
     ("federation.survey", 0, _LARGE),
     ("federation.server_learning_rate", 1e-12, 1e6),
     ("federation.server_momentum", 0, 0.9999),
+    ("federation.anchor", 0, 0.99),
     ("federation.average_last", 0, 1),
     ("federation.quorum", 1e-6, 1),
     ("federation.minimum_devices", 1, _LARGE),

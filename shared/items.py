@@ -32,7 +32,8 @@ class ItemTable(nn.Module):
         self.register_buffer("codes", torch.from_numpy(vectors.codes))
         parts = (self.plain, torch.from_numpy(vectors.output), torch.zeros(len(vectors.plain), 1))
         self.register_buffer("rows", torch.cat(parts, dim=1))  # (N, d + k + 1)
-        self._scaled = self.codes * len(self.plain) ** 0.5  # a root-mean-square entry of 1, as tokens have
+        identity = self.codes[:, self.plain.shape[1] :] * len(self.plain) ** 0.5
+        self._read = torch.cat([self.token, identity], dim=1)  # (N, d + r)
         self.register_buffer("share", torch.full((len(self.plain),), 1 / len(self.plain)))
 
     def set_popularity(self, popularity: NDArray[np.float32]) -> None:
@@ -43,5 +44,5 @@ class ItemTable(nn.Module):
         self.share[:] = torch.softmax(self.rows[:, -1], dim=0)
 
     def input_codes(self, count: int) -> torch.Tensor:
-        """The first `count` directions of the codes, root-mean-square 1 per entry, as tokens have it; (N, count)."""
-        return self._scaled[:, :count]
+        """The first `count` of the token's directions and then the identity's, root-mean-square 1; (N, count)."""
+        return self._read[:, :count]

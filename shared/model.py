@@ -33,7 +33,7 @@ from shared.backbone import Backbone
 from shared.content import mean_vector, recency_weights, sharp_content
 from shared.errors import AdapterError
 from shared.items import ItemTable
-from shared.prior import PriorLayout, history_features, soften
+from shared.prior import PriorLayout, history_features, prior_scores
 from shared.sections import Lora, Model, Prior
 from shared.tokens import SoftTokens
 from shared.vectors import identity_room
@@ -118,7 +118,7 @@ class Scorer(nn.Module):
         else:
             learned = one.new_zeros(*batch.items.shape, self.output_dim)
         parts = [content, learned, self._weighted("beta", one, stage=stage)]
-        if (prior := self._prior_of(stage)) is not None:
+        if (prior := self.prior_of(stage)) is not None:
             layout, matrix = prior
             parts.append(history_features(batch, table, layout) @ matrix)
         return torch.cat(parts, dim=-1)
@@ -144,10 +144,15 @@ class Scorer(nn.Module):
         if stage == "adapter" and self.layout is None:
             weight: Scale = getattr(self, name)
             return weight(part)
-        fixed: float = getattr(self.settings if self._prior_of(stage) is None else self.prior_settings, name)
+        fixed: float = getattr(self.settings if self.prior_of(stage) is None else self.prior_settings, name)
         return fixed * part
 
-    def _prior_of(self, stage: Stage) -> tuple[PriorLayout, torch.Tensor] | None:
+    def weight(self, name: Literal["gamma", "beta"], *, stage: Stage) -> float:
+        """What content (`gamma`) or popularity (`beta`) counts at a stage."""
+        return self._weighted(name, torch.ones(1), stage=stage).item()
+
+    def prior_of(self, stage: Stage) -> tuple[PriorLayout, torch.Tensor] | None:
+        """The prior that counts at a stage: its layout and M, float32 (F, k); None when none does."""
         if stage == "start" or self.prior is None or self.layout is None:
             return None
         return self.layout, self.prior
@@ -169,17 +174,16 @@ class Scorer(nn.Module):
         if states.shape[-1] == width:
             return linear, None
         q = states[..., width:] @ table.codes[:, : states.shape[-1] - width].T
-        weights = self.prior_settings
-        expected = weights.kappa * torch.log(soften(q, table.share, floor=weights.floor))
-        if fused and weights.fusion:
-            expected = expected + weights.fusion * q / q.std(dim=-1, keepdim=True).clamp(min=1e-12)
-        return linear, expected
+        return linear, prior_scores(q, table.share, settings=self.prior_settings, fused=fused)
+
+    def tokens(self, batch: Windows, table: ItemTable) -> torch.Tensor:
+        """The history as the trunk reads it, one soft token an event, float32 (B, L, d)."""
+        codes = table.input_codes(self.code_dim)[batch.items]
+        return self.input(table.token[batch.items] * self.settings.token_scale, codes, batch)
 
     def history_states(self, batch: Windows, table: ItemTable) -> torch.Tensor:
         """What the adapted trunk makes of the history at every position, float32 (B, L, d)."""
-        codes = table.input_codes(self.code_dim)[batch.items]
-        tokens = self.input(table.token[batch.items] * self.settings.token_scale, codes, batch)
-        return self.trunk(inputs_embeds=tokens).last_hidden_state
+        return self.trunk(inputs_embeds=self.tokens(batch, table)).last_hidden_state
 
     def window_losses(self, batch: Windows, table: ItemTable) -> torch.Tensor:
         """Softmax cross-entropy over the whole catalogue, mean over a window's targets; float32 (B,).

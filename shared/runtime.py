@@ -19,7 +19,7 @@ from shared.errors import AdapterError, ConfigError, ProtocolError
 from shared.items import ItemTable
 from shared.model import Scorer, build_scorer, load_parameters, read_parameters
 from shared.prior import PRIOR
-from shared.vectors import make_views, raw_vectors
+from shared.vectors import make_views, raw_vectors, reference_directions
 
 #: Sections of a configuration that both sides must share to mean the same model.
 PUBLIC = ("seed", "model", "prior", "lora")
@@ -61,6 +61,7 @@ class Runtime:
             output_scale=model.output_scale,
             identity=model.identity,
             content_whitening=model.content_whitening,
+            reference=reference_directions(self.backbone) if model.directions == "backbone" else None,
         )
         with torch.inference_mode(False):  # whoever asks first: a table born there could not be trained against
             return ItemTable(views)

@@ -15,7 +15,8 @@ def doc(default: Any, text: str) -> Any:
 class Data:
     """Where behaviour comes from and how it is split."""
 
-    source: str = doc("world", "`world`, or a data folder (see docs/data.md)")
+    source: str = doc("world", "`world`, or a data folder, or several with commas between (see docs/data.md)")
+    domains: tuple[str, ...] = doc((), "keep only items of these domains, and what was done with them; none: keep all")
     split: str = doc("leave-one-out", "`leave-one-out` or `temporal`")
     min_item_count: int = doc(0, "drop items with fewer interactions than this; 0 keeps all")
     world_users: int = doc(300, "people in the synthetic world")
@@ -35,6 +36,10 @@ class Model:
     output_dim: int = doc(384, "leading whitened directions k the output projection predicts; capped at the width")
     identity: int = doc(0, "directions of item codes beside their text, the same for everyone; capped at what fits")
     input_codes: int = doc(0, "directions of the item codes that a learned input projection reads; 0: none")
+    directions: str = doc(
+        "catalogue",
+        "principal directions of item vectors: the `catalogue`'s own, or the `backbone`'s, so that parameters move on",
+    )
     whitening: float = doc(0.5, "exponent of the whitening of output vectors, 0 (none) to 1 (flat spectrum)")
     output_scale: float = doc(10.0, "root-mean-square length of the output vectors")
     token_scale: float = doc(1.0, "factor on the item vectors that the history trunk reads")
@@ -121,6 +126,8 @@ class Federation:
     server_learning_rate: float = doc(1e-3, "step size of the server optimiser")
     server_momentum: float = doc(0.9, "first-moment decay of the server optimiser")
     learning_rate_decay: bool = doc(True, "let the server's step size fall linearly to 5 % over the rounds")
+    start_from: str = doc("", "adapter folder of an earlier run, whose parameters this run starts from")
+    anchor: float = doc(0.0, "part of the way back to its start that each step takes, times the schedule; 0: none")
     average_last: float = doc(0.0, "share of the last rounds whose adapters are averaged into the result")
     quorum: float = doc(0.6, "least share of the planned devices that must reply for a release")
     minimum_devices: int = doc(1, "wait until so many devices are connected; a simulation waits for all of its own")

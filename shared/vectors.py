@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from shared.backbone import MAX_TEXT_TOKENS, Backbone, encode_texts
 from shared.catalogue import Catalogue
 from shared.errors import BackboneError, ConfigError
+from shared.schema import Item
 
 #: Change when the computation changes: an old cache is then not used.
 CACHE_VERSION = 1
+#: Words whose vectors stand for language as such: enough for the covariance of any supported width to settle.
+REFERENCE_WORDS = 4096
 #: Identity directions are part of the model, not of a run's randomness.
 IDENTITY_SEED = 20_261
 
@@ -31,14 +34,44 @@ class ItemVectors:
     token: (N, d) whitened, root-mean-square 1 per entry; what the history trunk reads.
     output: (N, k + r) whitened by `whitening`, cut to the k leading directions, root-mean-square length
     `output_scale`; then the r identity directions; what the output projection predicts.
-    codes: (N, d + r) with orthonormal columns: the directions of the text, leading one first, then r identity
-    directions, which tell items apart whatever their text; what the prior reads and predicts.
+    codes: (N, d + r) with orthonormal columns: the catalogue's directions of the text, leading one first, then r
+    identity directions, which tell items apart whatever their text; what the prior reads and predicts.
     """
 
     plain: NDArray[np.float32]
     token: NDArray[np.float32]
     output: NDArray[np.float32]
     codes: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Principal directions of a set of vectors, float64, leading one first.
+
+    variance: (d,). directions: (d, d), one a column. An eigenvector's sign is any library's choice, so the entry of
+    largest magnitude is made positive: two machines then mean the same codes.
+    """
+
+    variance: NDArray[np.float64]
+    directions: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, raw: NDArray[np.float32]) -> Directions:
+        """Of vectors (N, d) about their mean."""
+        centred = _centred(raw)
+        variance, directions = np.linalg.eigh(centred.T @ centred / len(raw))
+        variance, directions = variance[::-1], directions[:, ::-1]
+        largest = np.abs(directions).argmax(axis=0)
+        return cls(variance, directions * np.sign(directions[largest, np.arange(len(variance))]))
+
+    @property
+    def floor(self) -> float:
+        """Variance below which a direction holds nothing but rounding."""
+        return max(float(self.variance[0]) * 1e-6, 1e-12)
+
+    def whitened(self, centred: NDArray[np.float64], exponent: float) -> NDArray[np.float64]:
+        """Rows (N, d) in these directions, each scaled by variance ** (-exponent / 2)."""
+        return (centred @ self.directions) * np.maximum(self.variance, self.floor) ** (-exponent / 2)
 
 
 def cache_folder() -> Path:
@@ -81,6 +114,22 @@ def _read_cached(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | No
     return found if usable else None
 
 
+def reference_directions(backbone: Backbone, *, cache: Path | None = None) -> Directions:
+    """Directions of the backbone's own vocabulary: public, and the same whatever the catalogue.
+
+    Parameters that read and predict item vectors in these directions mean the same in every catalogue. Raises
+    BackboneError when the vocabulary has too few words to tell the directions.
+    """
+    words = backbone.words(REFERENCE_WORDS)
+    if len(words) <= backbone.hidden:
+        raise BackboneError(
+            f"backbone {backbone.name!r}: found {len(words)} whole words in its vocabulary; expected more than"
+            f" {backbone.hidden}. Use model.directions = 'catalogue'"
+        )
+    items = tuple(Item(id=word, title=word, text=word) for word in words)
+    return Directions.of(raw_vectors(backbone, Catalogue(items), cache=cache))
+
+
 def make_views(
     raw: NDArray[np.float32],
     *,
@@ -89,29 +138,29 @@ def make_views(
     output_scale: float,
     identity: int = 0,
     content_whitening: float = 0.0,
+    reference: Directions | None = None,
 ) -> ItemVectors:
     """Build the views from raw vectors (N, d).
 
     whitening, content_whitening: exponents alpha in [0, 1] for output and plain; each principal direction is scaled by
     variance ** (-alpha / 2), so 0 leaves the spectrum as it is and 1 makes it flat. output_dim: k, cut to d where it is
-    larger. identity: r, cut to `identity_room`.
+    larger. identity: r, cut to `identity_room`. reference: directions and variances of token and output, the
+    catalogue's own unless given; mean and overall length are the catalogue's in any case, and the other views too.
     """
     for name, alpha in (("whitening", whitening), ("content_whitening", content_whitening)):
         if not 0.0 <= alpha <= 1.0:
             raise ConfigError(f"found model.{name} = {alpha}; expected 0 to 1")
     count, width = raw.shape  # (N, d)
     output_dim = min(output_dim, width)
-    centred = raw.astype(np.float64) - raw.mean(axis=0, dtype=np.float64)
-    variance, directions = np.linalg.eigh(centred.T @ centred / count)
-    variance, directions = variance[::-1], directions[:, ::-1]
-    floor = max(float(variance[0]) * 1e-6, 1e-12)
-    rotated = centred @ directions  # (N, d), leading direction first
-    token = rotated / np.sqrt(np.maximum(variance, floor))
-    output = rotated[:, :output_dim] * np.maximum(variance[:output_dim], floor) ** (-whitening / 2)
+    centred, mine = _centred(raw), Directions.of(raw)
+    basis = reference or mine
+    token = basis.whitened(centred, 1.0)
+    output = basis.whitened(centred, whitening)[:, :output_dim]
     output *= output_scale / (_rms(output) * np.sqrt(output_dim))
-    text = np.where(variance > floor, token / np.sqrt(count), 0.0)  # (N, d) orthonormal columns, or zero ones
+    white = mine.whitened(centred, 1.0) / np.sqrt(count)
+    text = np.where(mine.variance > mine.floor, white, 0.0)  # (N, d) orthonormal columns, or zero ones
     own = identity_directions(text, identity)
-    alike = rotated * np.maximum(variance, floor) ** (-content_whitening / 2) if content_whitening else centred
+    alike = mine.whitened(centred, content_whitening) if content_whitening else centred
     return ItemVectors(
         plain=_unit(alike),
         token=(token / _rms(token)).astype(np.float32),
@@ -136,6 +185,10 @@ def identity_directions(text: NDArray[np.float64], count: int) -> NDArray[np.flo
 def identity_room(wanted: int, *, items: int, width: int) -> int:
     """How many identity directions a catalogue of N items has room for beside d directions of its text."""
     return max(0, min(wanted, items - 1 - width))
+
+
+def _centred(raw: NDArray[np.float32]) -> NDArray[np.float64]:
+    return raw.astype(np.float64) - raw.mean(axis=0, dtype=np.float64)
 
 
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """The folder of a run: everything a simulation writes, and what is needed to continue it.
 
     config.toml  items.jsonl  devices.sqlite  targets.npz        made by `prepare`
+    start/                                                       the adapter it starts from, with federation.start_from
     checkpoint.safetensors  metrics.jsonl  rounds/  candidate.safetensors  adapter/   written by the server
     ledger.sqlite  server-ledger.sqlite, each with its .witness  what was spent, by device and on the server
     chaos.json                                                   faults that were injected, with simulation.chaos
@@ -26,9 +27,10 @@ from shared.artifacts import load_catalogue, save_catalogue, write_atomic, write
 from shared.catalogue import Catalogue
 from shared.config import Config, load_config, merge, to_toml
 from shared.datasets import Interactions, Split, make_split
-from shared.datasets.attributes import read_attributes
+from shared.datasets.attributes import Attributes
 from shared.errors import RunError
-from simulations.sources import source_of
+from shared.transfer import keep_start
+from simulations.sources import attributes_of, source_of
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,13 @@ def prepare(config: Config, folder: Path) -> RunFolder:
     data = source_of(config)
     split = make_split(data, config.data.split)
     folder.mkdir(parents=True, exist_ok=True)
+    keep_start(config, folder)
     config = merge(config, {"federation": {"minimum_devices": len(data.users)}})
     save_catalogue(data.catalogue, folder / "items.jsonl")
     store = Store(folder / "devices.sqlite", durable=False)
     store.replace(_rows(data, split))
     if "attributes" in config.model.context:
-        store.set_attributes(_attributes(data, config.data.source))
+        store.set_attributes(_attributes(data, attributes_of(config)))
     store.close()
     test = np.where(split.test >= 0, data.item[np.maximum(split.test, 0)], -1).astype(np.int64)
     with (folder / "targets.npz").open("wb") as handle:
@@ -135,9 +138,8 @@ def _rows(data: Interactions, split: Split) -> Iterator[Row]:
             yield user, seq, ids[data.item[event]], time, int(data.kind[event]), int(role), value
 
 
-def _attributes(data: Interactions, source: str) -> Iterator[Attribute]:
-    """What the source says about its people; the world says nothing."""
-    for name, of in ({} if source == "world" else read_attributes(source)).items():
+def _attributes(data: Interactions, attributes: Attributes) -> Iterator[Attribute]:
+    for name, of in attributes.items():
         for device, user in enumerate(data.users):
             if user in of:
                 yield device, name, of[user]

@@ -130,9 +130,33 @@ class Interactions:
         if count == 0:
             return self
         kept_items = np.flatnonzero(np.bincount(self.item, minlength=len(self.catalogue)) >= count)
-        rows = np.flatnonzero(np.isin(self.item, kept_items))
-        if not len(rows):
+        if not len(kept_items):
             raise DataError(f"{self.name}: found no item with {count} events or more; lower min_item_count")
+        return self._with_items(kept_items)
+
+    def with_domains(self, domains: Sequence[str]) -> Interactions:
+        """Drop items of other domains than these, then users left without events; no domain keeps everything.
+
+        Raises DataError for a domain that no item is of, and when nobody has touched an item of these.
+        """
+        if not domains:
+            return self
+        of = np.array([item.domain for item in self.catalogue.items])
+        known = sorted(set(of.tolist()) - {""})
+        for domain in domains:
+            if domain not in known:
+                raise DataError(
+                    f"{self.name}: found no item of domain {domain!r}; expected one of"
+                    f" {', '.join(known) or 'none, as its items name no domain'}. Change data.domains"
+                )
+        kept_items = np.flatnonzero(np.isin(of, domains))
+        if not np.isin(self.item, kept_items).any():
+            raise DataError(f"{self.name}: found no event on items of {', '.join(domains)}; add a domain")
+        return self._with_items(kept_items)
+
+    def _with_items(self, kept_items: NDArray[np.int64]) -> Interactions:
+        """The same with these items alone, of which at least one has an event. Users without events are dropped."""
+        rows = np.flatnonzero(np.isin(self.item, kept_items))
         kept_users, user = np.unique(self.user[rows], return_inverse=True)
         events = EventColumns(
             user=user.astype(np.int32),

@@ -29,11 +29,35 @@ BANNER = (
 )
 
 
-def privacy_facts(entries: Sequence[Mapping[str, Any]], *, run: str) -> dict[str, Any]:
+def privacy_facts(
+    entries: Sequence[Mapping[str, Any]], *, run: str, started_from: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """The content of privacy.json, from the server's ledger alone; epsilon is never a typed-in number.
 
-    entries: all of the ledger's, oldest first. A run that the ledger does not know had no privacy.
+    entries: all of the ledger's, oldest first. A run that the ledger does not know had no privacy. started_from: the
+    adapters that this run's start came from, see `server.shipping.begun_from`; what they cost is named beside it.
     """
+    facts = _of_this_run(entries, run=run)
+    if not started_from:
+        return facts
+    words = " ".join([facts["statement"], *map(_earlier_in_words, started_from)])
+    return {**facts, "started_from": [dict(earlier) for earlier in started_from], "statement": words}
+
+
+def _earlier_in_words(earlier: Mapping[str, Any]) -> str:
+    begun = f"The run started from the adapter of run {earlier['run']}"
+    if not earlier["layers"]:
+        return f"{begun}, which was trained without privacy: what that adapter shows of people is not covered."
+    if earlier["in_ledger"]:
+        return f"{begun}, which is one of the earlier runs of the ledger."
+    spent = " and ".join(
+        f"({layer['epsilon']:.2f}, {earlier['delta']:g})-differentially private for adding or removing {layer['unit']}"
+        for layer in earlier["layers"].values()
+    )
+    return f"{begun}, which is {spent}; for a person who took part in both runs, the two add up."
+
+
+def _of_this_run(entries: Sequence[Mapping[str, Any]], *, run: str) -> dict[str, Any]:
     opened = [entry for entry in entries if entry["kind"] == "run"]
     plan = next((entry["facts"] for entry in opened if entry["run"] == run), None)
     if plan is None:

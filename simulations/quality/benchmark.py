@@ -66,7 +66,7 @@ def benchmark(
     fitted with; the others take the first. reference: the row that others are compared with, `federated` or else
     the first unless given. Raises ConfigError for an unknown row, and whatever a row raises.
     """
-    rows = chosen_rows(names, finished)
+    rows = {name: row for name, row in chosen_rows(names, finished).items() if name in names or row.fits(run.config)}
     base = reference or next((name for name in rows if rows[name].finished), next(iter(rows)))
     if base not in rows:
         raise ConfigError(f"reference: found {base!r}; expected one of the measured rows: {', '.join(rows)}")

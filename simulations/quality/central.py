@@ -8,7 +8,7 @@ import torch
 from client.samples import training_windows
 from client.trainer import CHUNK
 from server.cohorts import cohort_size
-from server.optimiser import ServerOptimiser
+from server.optimiser import ServerOptimiser, schedule
 from server.popularity import log_popularity
 from server.prior import Priors, groups_of, turn_of
 from shared.adapter import AdapterState
@@ -17,6 +17,7 @@ from shared.errors import ConfigError
 from shared.model import trainable
 from shared.prior import PRIOR, window_moments
 from shared.runtime import Runtime, runtime_for
+from shared.transfer import start_state
 from shared.windows import Windows
 from simulations.quality.base import Training
 from simulations.quality.classical import popularity_counts
@@ -44,14 +45,14 @@ def fit_central(run: RunFolder, training: Training, seed: int) -> Installed:
     pools = [[windows[device] for device in group if len(windows[device])] for group in groups]
     generator = np.random.default_rng((seed, 17))
     planned = cohort_size(federation, run.devices)
-    state = runtime.start
+    start = state = start_state(runtime, run.config, run.path)
     optimiser, averaged, rounds = ServerOptimiser.from_config(federation), state.zeros(), 0
     for number in range(1, federation.rounds + 1):
         group, _ = turn_of(number, groups=len(groups))
         runtime.install(_state(runtime, training, priors, parameters=state, group=group))
         gradient = _gradient(runtime, pools[group], run=run, planned=planned, generator=generator)
-        factor = max(0.05, 1 - (number - 1) / federation.rounds) if federation.learning_rate_decay else 1.0
-        state = optimiser.apply(state, gradient * -run.config.training.local_learning_rate, factor=factor)
+        change, factor = gradient * -run.config.training.local_learning_rate, schedule(federation, number)
+        state = optimiser.apply(state, change, factor=factor, start=start)
         if number > federation.rounds * (1 - federation.average_last):
             averaged, rounds = averaged + state, rounds + 1
     return Installed(

@@ -29,6 +29,7 @@ from shared.artifacts import write_json
 from shared.config import to_toml
 from shared.errors import ConfigError, DataError, HomerankError, RunError
 from shared.metrics import rank_among
+from shared.transfer import FOLDER as START
 from simulations.evaluation import (
     Case,
     batches,
@@ -109,20 +110,21 @@ def load_measured(place: Path, settings: dict[str, Any]) -> Measured | None:
 
 
 def settings_of(job: Job) -> dict[str, Any]:
-    """What a row depends on: the questions, and the adapter of a finished run."""
+    """What a row depends on: the questions, and the adapter of a finished run or the one that a run starts from."""
     run, finished = open_run(job.run), rows_with(job.finished)[job.name].finished
     store = run.store()
     digest = hashlib.sha256(f"{run.catalogue.fingerprint} {store.count()} {to_toml(run.config)}".encode())
     store.close()
     digest.update(run.test.tobytes())
+    files = sorted((finished / "adapter" if finished else run.path / START).glob("*.safetensors"))
     adapter = hashlib.sha256()
-    for path in sorted((finished / "adapter").glob("*.safetensors")) if finished else []:
+    for path in files:
         adapter.update(path.read_bytes())
     return {
         "row": job.name,
         "seed": job.seed,
         "questions": digest.hexdigest()[:16],
-        "adapter": adapter.hexdigest()[:16] if finished else None,
+        "adapter": adapter.hexdigest()[:16] if files else None,
     }
 
 

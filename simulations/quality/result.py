@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from client.samples import seen_items
-from shared.datasets.attributes import read_attributes
 from shared.metrics import bootstrap_interval, hit_rate, ndcg, paired_bootstrap, reciprocal_rank
 from shared.runtime import runtime_for
 from simulations.evaluation import Case, test_cases
@@ -23,6 +22,7 @@ from simulations.quality.harness import K, Measured
 from simulations.quality.measures import Floats, Touched
 from simulations.quality.slices import Groups, by_group, gap, slices_of, withheld_items
 from simulations.runfolder import RunFolder
+from simulations.sources import attributes_of
 
 #: What people read for each metric; the last two are there only where items are withheld.
 METRICS = {
@@ -58,14 +58,12 @@ class Questions:
         """Read the run's test cases, training counts, item vectors and the attributes of its source."""
         cases, items = test_cases(run), len(run.catalogue)
         touched = Touched.of(training_of(run, validation=()).histories, items=items)
-        source = run.config.data.source
-        attributes = {} if source == "world" else read_attributes(source)
         return cls(
             cases=cases,
             touched=touched,
             vectors=runtime_for(run.config, run.catalogue).table.plain.numpy(),
             shares=measures.tag_shares(run.catalogue),
-            slices=slices_of(cases, touched=touched, users=run.users, attributes=attributes),
+            slices=slices_of(cases, touched=touched, users=run.users, attributes=attributes_of(run.config)),
             competitors=np.array([items - len(seen_items(case.history)) - 1 for case in cases]),
         )
 

@@ -15,9 +15,11 @@ from server.cohorts import participation_cap
 from server.popularity import log_popularity
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY, load_adapter
+from shared.config import Config
 from shared.errors import ConfigError, RunError
 from shared.metrics import ndcg
 from shared.runtime import Runtime, runtime_for
+from shared.transfer import start_state
 from simulations.evaluation import Alone, Case, rank_local_only, score_alone
 from simulations.experiment import LOCAL_RATE_FACTORS
 from simulations.quality.base import Ranker, Training
@@ -45,6 +47,7 @@ class Row:
     trains_on: whose events it needs in one place. seeded: chance matters, so it is fitted once for each seed.
     sampled: too slow for everybody, so that `evaluation.local_only_users` devices are asked. newcomers: it can rank
     for a person it was not trained with, so a cold start can be measured. finished: the run folder it was trained in.
+    needs: setting without which the row is left out, unless it is asked for by name; its fit then says what is missing.
     """
 
     fit: Fit
@@ -53,6 +56,12 @@ class Row:
     sampled: bool = False
     newcomers: bool = True
     finished: Path | None = None
+    needs: str = ""
+
+    def fits(self, config: Config) -> bool:
+        """Whether a configuration has what the row needs."""
+        section, _, key = self.needs.partition(".")
+        return not self.needs or bool(getattr(getattr(config, section), key))
 
 
 # --- rankers of our own model ------------------------------------------------------------------------------
@@ -75,6 +84,21 @@ def fit_zero_shot(run: RunFolder, training: Training, seed: int) -> Installed:
     """Content and popularity with their start weights. seed: not used, nothing is random."""
     runtime = runtime_for(run.config, run.catalogue)
     return Installed(runtime, _start(runtime, training), stage="start")
+
+
+def fit_carried(run: RunFolder, training: Training, seed: int) -> Installed:
+    """The adapter that the run starts from, with this catalogue's exact popularity and no training here.
+
+    seed: not used, nothing is random. ConfigError without `federation.start_from`, AdapterError when it does not fit.
+    """
+    if not run.config.federation.start_from:
+        raise ConfigError(
+            "found federation.start_from = ''; expected an adapter folder for this row. Use --set"
+            " federation.start_from=RUN/adapter"
+        )
+    runtime = runtime_for(run.config, run.catalogue)
+    arrays = start_state(runtime, run.config, run.path).arrays
+    return Installed(runtime, AdapterState({**_start(runtime, training).arrays, **arrays}))
 
 
 def fit_local_only(run: RunFolder, training: Training, seed: int) -> TrainedAlone:
@@ -142,6 +166,7 @@ TAILS = (0.25, 0.5, 1.0)
 ROWS: dict[str, Row] = {
     "popularity": Row(_plain(fit_popularity), FEDERATION),
     "zero-shot": Row(fit_zero_shot, FEDERATION),
+    "carried": Row(fit_carried, FEDERATION, needs="federation.start_from"),
     "local-only": Row(fit_local_only, OWN_DEVICE, sampled=True),
     "markov": Row(_plain(partial(fit_markov, priors=(1.0,), decays=(0.0,))), ONE_MACHINE),
     "markov-mixed": Row(_plain(fit_markov), ONE_MACHINE),
@@ -150,7 +175,7 @@ ROWS: dict[str, Row] = {
     "bpr-mf": Row(_plain(fit_bpr), ONE_MACHINE, seeded=True, newcomers=False),
     "fedmf": Row(_plain(fit_fedmf), FEDERATION, seeded=True, newcomers=False),
     "pfedrec": Row(_plain(fit_pfedrec), FEDERATION, seeded=True, newcomers=False),
-    "prior": Row(fit_prior, FEDERATION),
+    "prior": Row(fit_prior, FEDERATION, needs="prior.half_lives"),
     "central": Row(fit_central, ONE_MACHINE, seeded=True),
     "sasrec": Row(_plain(partial(fit_sasrec, grid=SASREC_GRID[:1])), ONE_MACHINE, seeded=True),
 }

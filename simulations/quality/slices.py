@@ -17,6 +17,7 @@ from shared.artifacts import write_json
 from shared.datasets.attributes import Attributes
 from shared.errors import ConfigError, RunError
 from shared.metrics import bootstrap_interval
+from shared.transfer import FOLDER as START
 from simulations.evaluation import Case
 from simulations.quality.measures import Touched
 from simulations.runfolder import RunFolder, open_run
@@ -128,6 +129,8 @@ def withhold(run: RunFolder, folder: Path, *, items: NDArray[np.int64]) -> RunFo
     with (folder / "targets.npz").open("wb") as handle:
         np.savez(handle, test=test, withheld=items)
     write_json(folder / "data.json", {**facts, "user_names": list(run.users)})
+    if (run.path / START).is_dir():
+        shutil.copytree(run.path / START, folder / START)
     shutil.copyfile(run.path / "config.toml", folder / "config.toml")  # last: its presence means the folder is whole
     return open_run(folder)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from server.aggregation import trained_names
-from server.optimiser import ServerOptimiser
+from server.optimiser import ServerOptimiser, schedule
 from shared.adapter import AdapterState
 from shared.errors import AdapterError
 from shared.sections import Federation
@@ -37,6 +37,27 @@ def test_sgd_at_rate_1_is_fedavg() -> None:
 def test_the_schedule_scales_the_step(kind: str) -> None:
     full, half = (ServerOptimiser(kind, 0.4, 0.9).apply(one(0), one(2), factor=factor) for factor in (1.0, 0.5))
     assert half.arrays["w"][0] == pytest.approx(full.arrays["w"][0] / 2)
+
+
+def test_the_anchor_takes_the_whole_state_a_part_of_the_way_back() -> None:
+    """From (3, 7) the update moves the first to 5; a tenth of the way back to (1, 2) is then -.4 and -.5."""
+    optimiser = ServerOptimiser("sgd", 1.0, 0.0, anchor=0.1)
+    state, start = (AdapterState({"a": np.float32([x]), "b": np.float32([y])}) for x, y in ((3, 7), (1, 2)))
+    update = AdapterState({"a": np.float32([2])})
+    moved = optimiser.apply(state, update, start=start)
+    assert moved.pack().tolist() == pytest.approx([4.6, 6.5])
+    late = optimiser.apply(state, update, factor=0.5, start=start)  # half the step, half the way back
+    assert late.pack().tolist() == pytest.approx([3.85, 6.75])
+    assert optimiser.apply(state, update).pack().tolist() == [5, 7]
+    free = ServerOptimiser.from_config(Federation(server_optimizer="sgd", server_learning_rate=1.0))
+    assert free.apply(state, update, start=start).pack().tolist() == [5, 7]
+    assert ServerOptimiser.from_config(Federation(anchor=0.2)).anchor == 0.2
+
+
+def test_the_schedule_falls_to_a_twentieth() -> None:
+    assert [schedule(Federation(rounds=4), number) for number in (1, 2, 4)] == [1.0, 0.75, 0.25]
+    assert schedule(Federation(rounds=100), 100) == 0.05
+    assert schedule(Federation(rounds=100, learning_rate_decay=False), 100) == 1.0
 
 
 def test_two_adam_steps_by_hand() -> None:

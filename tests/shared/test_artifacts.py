@@ -161,7 +161,7 @@ def test_an_adapter_folder_comes_back_and_scores_the_same(tmp_path: Path) -> Non
     assert np.abs(score_catalogue(runtime, [history]) - before).max() > 0.1
     loaded, popularity, manifest = load_adapter(folder)
     assert loaded == state
-    assert manifest == {"schema": 1, "run": "r", "settings": public_settings(config())}
+    assert manifest == {"schema": 2, "run": "r", "settings": public_settings(config())}
     runtime.install(AdapterState({**loaded.arrays, POPULARITY: popularity}))
     assert np.array_equal(score_catalogue(runtime, [history]), before)
 
@@ -206,8 +206,9 @@ def cut(name: str) -> Callable[[Path], object]:
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no homerank.json": (lambda folder: (folder / "homerank.json").unlink(), "no usable homerank.json"),
     "half a homerank.json": (cut("homerank.json"), "no usable homerank.json"),
-    "a list": (lambda folder: (folder / "homerank.json").write_text("[]"), "another adapter schema"),
-    "a newer schema": (edit_json({"schema": 2}), "this version reads 1. Update it"),
+    "a list": (lambda folder: (folder / "homerank.json").write_text("[]"), "found adapter schema None"),
+    "an older schema": (edit_json({"schema": 1}), "found adapter schema 1; this version reads 2. Train it again"),
+    "a newer schema": (edit_json({"schema": 3}), "found adapter schema 3; this version reads 2. .*that wrote it"),
     "no LoRA weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "no usable safetensors"),
     "cut LoRA weights": (cut("adapter_model.safetensors"), "no usable safetensors"),
     "cut projections": (cut("projections.safetensors"), "no usable safetensors"),

@@ -247,3 +247,40 @@ def test_an_altered_default_backbone_is_refused(tmp_path: Path, monkeypatch: pyt
     (copy / "model.safetensors").unlink()
     with pytest.raises(BackboneError, match="is missing"):
         open_backbone()
+
+
+def test_the_words_of_a_tiny_model_are_numbered() -> None:
+    assert open_backbone("tiny-llama").words(3) == ["word0", "word1", "word2"]
+
+
+def test_the_words_of_a_vocabulary_are_whole_and_in_its_order() -> None:
+    words = open_backbone("minilm").words(4000)
+    assert len(words) == len(set(words)) == 4000
+    assert words[:4] == ["the", "and", "was", "for"]
+    assert all(word.isalpha() and word.isascii() and len(word) > 2 for word in words)
+    assert "ing" not in words  # "##ing" goes on a word
+
+
+class Marked:
+    """A tokenizer that marks where words begin."""
+
+    @classmethod
+    def from_pretrained(cls, path: str, *, local_files_only: bool) -> Marked:
+        return cls()
+
+    def get_vocab(self) -> dict[str, int]:
+        return {
+            "ing": 0,
+            "\u2581tea": 3,
+            "\u0120cups": 2,
+            "\u2581of": 4,
+            "\u2581x1y": 5,
+            "<unk>": 1,
+            "\u2581Pot": 6,
+            "\u0120tea": 7,
+        }
+
+
+def test_marks_of_a_words_beginning_are_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.AutoTokenizer", Marked)
+    assert open_backbone("minilm").words(10) == ["cups", "tea", "Pot"]

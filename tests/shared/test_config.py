@@ -65,6 +65,7 @@ def other_value(name: str, default: Any) -> Any:
     """A legal value that is not the default."""
     choices = {
         "data.split": "temporal",
+        "model.directions": "backbone",
         "federation.server_optimizer": "sgd",
         "model.context": ("kind", "value", "hour"),
         "prior.half_lives": (1.5, 9.0),
@@ -199,6 +200,8 @@ def test_the_page_on_configuration_has_every_key() -> None:
         ({"prior": {"half_lives": [2, 0.0], "widths": [8, 8]}}, r"prior.half_lives: found 0.0; expected 0.01 to 1e"),
         ({"prior": {"half_lives": [math.nan], "widths": [8]}}, r"prior.half_lives: found nan"),
         ({"prior": {"half_lives": [2], "widths": [0]}}, r"prior.widths: found 0; expected 1 to 65536"),
+        ({"model": {"directions": "backbon"}}, r"model.directions: found 'backbon'.*Did you mean 'backbone'"),
+        ({"federation": {"anchor": 1.0}}, r"federation.anchor: found 1.0; expected 0 to 0.99"),
         ({"privacy": {"mode": "evnt"}}, r"privacy.mode: found 'evnt'.*Did you mean 'event'"),
         ({"privacy": {"trust": "server"}}, r"expected one of aggregate, local"),
         ({"federation": {"aggregation": "flora"}}, r"expected one of alternate, ffa, fedit"),

@@ -11,8 +11,17 @@ import shared.vectors
 from shared.backbone import Backbone, open_backbone
 from shared.catalogue import Catalogue
 from shared.errors import BackboneError, ConfigError
+from shared.items import ItemTable
 from shared.schema import Item
-from shared.vectors import cache_folder, identity_directions, identity_room, make_views, raw_vectors
+from shared.vectors import (
+    Directions,
+    cache_folder,
+    identity_directions,
+    identity_room,
+    make_views,
+    raw_vectors,
+    reference_directions,
+)
 
 
 @pytest.fixture
@@ -170,6 +179,82 @@ def test_identity_does_not_change_between_versions() -> None:
     np.testing.assert_allclose(directions @ (directions.T @ drawn), drawn, atol=1e-9)
 
 
+# --- directions that two catalogues share ------------------------------------------------------------------
+
+
+def test_signs_are_the_same_whatever_the_library_says(raw: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"whitening": 0.5, "output_dim": 4, "output_scale": 1.0, "identity": 3}
+    here, directions = make_views(raw, **settings), Directions.of(raw).directions
+    assert (directions[np.abs(directions).argmax(0), np.arange(8)] > 0).all()
+    plain = np.linalg.eigh
+
+    def other(square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values, vectors = plain(square)
+        return values, vectors * np.resize([-1.0, 1.0, 1.0], len(values))
+
+    monkeypatch.setattr(np.linalg, "eigh", other)
+    there = make_views(raw, **settings)
+    for view in ("plain", "token", "output", "codes"):
+        np.testing.assert_allclose(getattr(there, view), getattr(here, view), atol=1e-6)
+
+
+def test_directions_by_hand() -> None:
+    """(3, 4) and its opposite: variance 25 along (.6, .8), none across it."""
+    found = Directions.of(np.array([[13, 4], [7, -4]], dtype=np.float32))
+    np.testing.assert_allclose(found.variance, [25, 0], atol=1e-9)
+    np.testing.assert_allclose(found.directions[:, 0], [0.6, 0.8])
+    np.testing.assert_allclose(np.abs(found.directions[:, 1]), [0.8, 0.6])
+    assert found.directions[0, 1] > 0
+    np.testing.assert_allclose(found.whitened(np.array([[6.0, 8.0]]), 1.0), [[2.0, 0.0]], atol=1e-9)
+
+
+@pytest.fixture
+def reference() -> Directions:
+    generator = np.random.default_rng(5)
+    mixing = np.linalg.qr(generator.normal(size=(8, 8)))[0]
+    return Directions.of((generator.normal(size=(400, 8)) * np.arange(8, 0, -1) @ mixing).astype(np.float32))
+
+
+def test_with_a_reference_every_catalogue_is_read_by_the_same_map(raw: np.ndarray, reference: Directions) -> None:
+    """Up to its own mean and one overall length, so that what a parameter learned of a direction stays true."""
+    settings = {"whitening": 0.5, "output_dim": 5, "output_scale": 2.0, "reference": reference}
+    for catalogue in (raw, raw[:60] * 3 + 1, raw[50:].copy()):
+        views = make_views(catalogue, **settings)
+        centred = catalogue.astype(np.float64) - catalogue.mean(0, dtype=np.float64)
+        rotated = centred @ reference.directions
+        for view, expected in (
+            (views.token, rotated / np.sqrt(reference.variance)),
+            (views.output, rotated[:, :5] * reference.variance[:5] ** -0.25),
+        ):
+            np.testing.assert_allclose(view, expected * (view[0, 0] / expected[0, 0]), rtol=1e-3, atol=1e-4)
+        assert np.sqrt(np.mean(views.token.astype(np.float64) ** 2)) == pytest.approx(1.0, rel=1e-5)
+        assert np.sqrt(np.mean(np.sum(views.output.astype(np.float64) ** 2, 1))) == pytest.approx(2.0, rel=1e-5)
+
+
+def test_what_is_learned_of_text_does_not_depend_on_the_size_of_the_catalogue(
+    raw: np.ndarray, reference: Directions
+) -> None:
+    """The same items twice are the same means and variances."""
+    settings = {"whitening": 0.5, "output_dim": 8, "output_scale": 2.0, "identity": 3, "reference": reference}
+    once, twice = (make_views(rows, **settings) for rows in (raw, np.concatenate([raw, raw])))
+    np.testing.assert_allclose(twice.token[:200], once.token, atol=1e-5)
+    np.testing.assert_allclose(twice.output[:200, :8], once.output[:, :8], atol=1e-5)
+    read = [ItemTable(views).input_codes(11).numpy() for views in (once, twice)]
+    np.testing.assert_allclose(read[1][:200, :8], read[0][:, :8], atol=1e-5)
+    for codes in read:
+        np.testing.assert_allclose(np.sqrt(np.mean(codes[:, 8:].astype(np.float64) ** 2)), 1.0, rtol=1e-4)
+
+
+def test_a_reference_leaves_content_and_the_prior_to_the_catalogue(raw: np.ndarray, reference: Directions) -> None:
+    """The prior's codes stay orthonormal, as its ridge regression needs them."""
+    settings = {"whitening": 0.5, "output_dim": 4, "output_scale": 1.0, "identity": 5, "content_whitening": 0.3}
+    own, public = make_views(raw, **settings), make_views(raw, **settings, reference=reference)
+    np.testing.assert_array_equal(public.plain, own.plain)
+    np.testing.assert_array_equal(public.codes, own.codes)
+    np.testing.assert_allclose(gram(public.codes), np.eye(13), atol=1e-4)
+    assert np.abs(public.output[:, :4].T @ public.output[:, 4:]).max() < 1e-3  # identity says nothing of the text
+
+
 class Encoder:
     """Stands in for the backbone's text encoder and counts its calls."""
 
@@ -201,6 +286,23 @@ def test_the_same_catalogue_is_encoded_once(tmp_path: Path, encoder: Encoder) ->
     assert encoder.calls == 1
     np.testing.assert_array_equal(first, again)
     assert [file.suffix for file in (tmp_path / "vectors").iterdir()] == [".npy"]  # nothing half-written
+
+
+def test_the_reference_is_the_vocabulary_and_encoded_once(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared.vectors, "REFERENCE_WORDS", 110)
+    backbone = open_backbone("tiny-bert")
+    first, again = (reference_directions(backbone, cache=tmp_path) for _ in range(2))
+    assert encoder.calls == 1
+    np.testing.assert_array_equal(again.directions, first.directions)
+    assert first.variance[0] == pytest.approx(np.var([5] * 10 + [6] * 90 + [7] * 10))  # word0, word10, word100
+
+
+def test_a_vocabulary_of_too_few_words_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared.vectors, "REFERENCE_WORDS", 32)
+    with pytest.raises(BackboneError, match=r"found 32 whole words.*more than 32. Use model.directions = 'catalogue'"):
+        reference_directions(open_backbone("tiny-bert"), cache=tmp_path)
 
 
 def test_another_text_or_backbone_is_encoded_anew(tmp_path: Path, encoder: Encoder) -> None:

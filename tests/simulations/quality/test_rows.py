@@ -10,14 +10,17 @@ import pytest
 
 from server.popularity import log_popularity
 from shared.adapter import AdapterState
-from shared.artifacts import POPULARITY, load_adapter
+from shared.artifacts import POPULARITY, load_adapter, load_arrays, save_arrays
+from shared.config import override
 from shared.errors import ConfigError, RunError
 from shared.runtime import runtime_for
 from simulations import evaluation
 from simulations.evaluation import rank_cases, ranks_of, validation_cases
 from simulations.quality.base import Ranker, training_of
 from simulations.quality.classical import popularity_counts
+from simulations.quality.harness import Job, settings_of
 from simulations.quality.rows import ROWS, TAILS, TrainedAlone, fit_local_only, fit_zero_shot, rows_with
+from simulations.quality.slices import withhold
 from simulations.runfolder import RunFolder, prepare
 from tests.simulations.tiny_runs import tiny_config, train_inline, write_data
 
@@ -44,6 +47,47 @@ def test_zero_shot_is_content_and_exact_popularity(run: RunFolder) -> None:
     runtime.install(AdapterState({**runtime.start.arrays, POPULARITY: popularity}))
     expected = rank_cases(runtime, evaluation.test_cases(run), seed=0, stage="start")
     assert found == expected.full.tolist()
+
+
+def test_a_carried_adapter_ranks_with_this_catalogues_exact_popularity(run: RunFolder, tmp_path: Path) -> None:
+    settings = tiny_config(Path(run.config.data.source), f'federation.start_from="{run.path / "adapter"}"')
+    asked = prepare(settings, tmp_path / "asked")
+    training = training_of(asked, validation=())
+    ranker = ROWS["carried"].fit(asked, training, 0)
+    found = ranks(ranker, asked)
+    adapter, _, _ = load_adapter(run.path / "adapter")
+    popularity = log_popularity(popularity_counts(training).astype(np.float64), noise_std=0.0)
+    runtime = runtime_for(asked.config, asked.catalogue)
+    runtime.install(AdapterState({**adapter.arrays, POPULARITY: popularity}))
+    assert found == rank_cases(runtime, evaluation.test_cases(asked), seed=0).full.tolist()
+    with pytest.raises(ConfigError, match=r"found federation.start_from = ''.*RUN/adapter"):
+        ROWS["carried"].fit(run, training, 0)
+
+
+def test_a_benchmark_knows_which_adapter_it_carried(run: RunFolder, tmp_path: Path) -> None:
+    """Also where items are withheld; and another adapter in the same place is another question."""
+    settings = tiny_config(Path(run.config.data.source), f'federation.start_from="{run.path / "adapter"}"')
+    asked = prepare(settings, tmp_path / "asked")
+    withheld = withhold(asked, tmp_path / "withheld", items=asked.test[:4])
+    assert (
+        ROWS["carried"]
+        .fit(withheld, training_of(withheld, validation=()), 0)
+        .scores(evaluation.test_cases(withheld))
+        .shape[1]
+        == 120
+    )
+    job = Job(asked.path, "carried", (), 0, tmp_path)
+    before = settings_of(job)["adapter"]
+    path = asked.path / "start" / "projections.safetensors"
+    save_arrays(path, {name: array + 1 for name, array in load_arrays(path).items()})
+    assert None is not before != settings_of(job)["adapter"]
+    assert settings_of(Job(run.path, "popularity", (), 0, tmp_path))["adapter"] is None
+
+
+def test_rows_are_left_out_where_the_run_has_not_what_they_need(run: RunFolder) -> None:
+    assert [name for name, row in ROWS.items() if not row.fits(run.config)] == ["carried", "prior"]
+    more = ("prior.half_lives=[2.0]", "federation.start_from=x")
+    assert all(row.fits(override(run.config, *more)) for row in ROWS.values())
 
 
 def test_a_finished_run_ranks_with_what_it_shipped_whatever_was_installed_since(run: RunFolder) -> None:
