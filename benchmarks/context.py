@@ -4,8 +4,9 @@
     python benchmarks/context.py plain         the synthetic world as it is by default
     python benchmarks/context.py ml-100k       MovieLens 100K, which knows its people's age and gender
 
-Differences are of NDCG@10 on the same people's test items, with their paired bootstrap interval. Runs are kept under
-runs/context-NAME; a finished one is read, not repeated. Real data come from HOMERANK_DATA when it is set.
+Adapters are trained without a prior. Differences are of NDCG@10 on the same people's test items, with their paired
+bootstrap interval. Runs are kept under runs/context-NAME; a finished one is read, not repeated. Real data come from
+HOMERANK_DATA when it is set.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def run(name: str, settings: list[str], *, data: str, sources: tuple[str, ...]) 
     """Run through the public command unless that was done before; NDCG@10 of each person (U,), seconds of training."""
     folder = Path("runs") / f"context-{name}"
     if not (folder / "result.json").exists():
-        fixed = ["evaluation.every=0", "evaluation.local_only_users=0", f"model.context={json.dumps(sources)}"]
+        fixed = ["evaluation.every=0", "evaluation.local_only_users=0", "prior.half_lives=[]"]
+        fixed.append(f"model.context={json.dumps(sources)}")
         options = [part for setting in [*settings, *fixed] for part in ("--set", setting)]
         command = [sys.executable, "-m", "simulations", "run", "--data", data, *options, "--out", str(folder), "--json"]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)

@@ -37,6 +37,7 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = {
         "data": {"world_users": chosen.devices, "world_events": 12},
+        "prior": {"half_lives": []},
         "privacy": {"mode": "event"},
         "federation": {"cohort": chosen.cohort, "rounds": chosen.rounds},
         "evaluation": {"every": 0},

@@ -218,8 +218,8 @@ def build_scorer(
 ) -> Scorer:
     """A fresh scorer: frozen trunk with LoRA attached, everything else at its start values.
 
-    items: size of the catalogue, which bounds the identity directions. The same seed gives the same start on every
-    machine.
+    items: size of the catalogue, which bounds the identity directions. prior: None for a scorer without one. The same
+    seed gives the same start on every machine.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -240,7 +240,11 @@ def build_scorer(
             adapted_trunk = get_peft_model(trunk, config)
         identity = identity_room(model.identity, items=items, width=backbone.hidden)
         scorer = Scorer(
-            adapted_trunk, hidden=backbone.hidden, identity=identity, settings=model, prior=prior or Prior()
+            adapted_trunk,
+            hidden=backbone.hidden,
+            identity=identity,
+            settings=model,
+            prior=prior or Prior(half_lives=()),
         )
     _train_only_trainable(scorer)
     return scorer

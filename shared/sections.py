@@ -55,16 +55,16 @@ class Model:
 class Prior:
     """The closed-form prior that devices' moments are summed into once, before training."""
 
-    half_lives: tuple[float, ...] = doc((), "events after which an event counts half, one per feature; none: no prior")
+    half_lives: tuple[float, ...] = doc((2.0,), "events after which one counts half, one per feature; none: no prior")
     widths: tuple[int, ...] = doc((), "directions of the item codes read at each half-life; none: as many as output")
-    output: int = doc(1536, "directions of the item codes that are predicted")
+    output: int = doc(64, "directions of the item codes that are predicted")
     ridge: float = doc(30.0, "ridge penalty lambda, in events")
     kappa: float = doc(1.3, "weight of the logarithm of the prior's estimate in the score")
     floor: float = doc(0.6, "popularity share that the prior's estimate of an item does not fall below")
     gamma: float = doc(0.0, "weight of content beside a prior")
     beta: float = doc(0.0, "weight of popularity beside a prior")
     fusion: float = doc(1.3, "weight of the prior's standardised estimate in a ranking, not in training")
-    folds: int = doc(2, "groups of devices; each trains against the prior of the other ones. 1: against its own")
+    folds: int = doc(1, "groups of devices; each trains against the prior of the other ones. 1: against its own")
     skip_penalty: float = doc(0.0, "what a skip counts against its item in the prior's features; a like counts 1")
     clip: float = doc(1.0, "L2 clip of a window's or device's moments; without privacy for secure aggregation only")
 

@@ -83,6 +83,7 @@ def robustness(
         "seed": seed,
         "data": {"world_users": users, "world_events": 40},
         "model": {"history": 32},
+        "prior": {"half_lives": []},  # robust rules look at training updates, and so does this table
         "federation": {"rounds": rounds, "cohort": cohort, "robust_share": robust_share},
         "evaluation": {"every": 0},
     }

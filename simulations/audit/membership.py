@@ -115,7 +115,7 @@ class _AttackedDevice:
     def __init__(self, *, noise_multiplier: float) -> None:
         catalogue = Catalogue(tuple(Item(id=f"i{n}", title=f"Item {n}", text=f"group {n % 5}") for n in range(ITEMS)))
         settings = {"backbone": "tiny-bert", "history": LENGTH, "output_dim": 16}
-        self._runtime = Runtime(merge(Config(), {"model": settings}), catalogue)
+        self._runtime = Runtime(merge(Config(), {"model": settings, "prior": {"half_lives": []}}), catalogue)
         self._runtime.install(AdapterState({POPULARITY: np.zeros(ITEMS, dtype=np.float32)} | self._start))
         self._noise_multiplier = noise_multiplier
         generator = np.random.default_rng(0)

@@ -40,14 +40,15 @@ TRAINING = {
 }
 #: A prior that asks for 136 + 128 numbers.
 WITH_PRIOR = {"half_lives": [0.5, 3.0], "widths": [10, 6], "output": 8, "folds": 1}
+NO_PRIOR: dict[str, Any] = {"half_lives": []}
 ANYTHING = Limits("none", "aggregate", epsilon=8.0, delta=1e-5)
 CAREFUL = Limits("event", "aggregate", epsilon=8.0, delta=1e-5)
 
 
 def tiny_config(*, prior: Mapping[str, Any] | None = None, **model: Any) -> Config:
-    """Two blocks 32 wide, windows of four events."""
+    """Two blocks 32 wide, windows of four events; no prior unless given."""
     settings = {"backbone": "tiny-bert", "history": LENGTH, "output_dim": 16, **model}
-    return merge(Config(), {"model": settings, "lora": {"rank": 2, "blocks": 0}, "prior": prior or {}})
+    return merge(Config(), {"model": settings, "lora": {"rank": 2, "blocks": 0}, "prior": prior or NO_PRIOR})
 
 
 def tiny_runtime(*, prior: Mapping[str, Any] | None = None, **model: Any) -> Runtime:

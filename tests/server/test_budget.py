@@ -45,7 +45,8 @@ PRIOR = {"half_lives": [2.0], "widths": [8], "folds": 1}
 
 
 def config(**sections: Any) -> Config:
-    base = {"privacy": {"mode": "both"}, "federation": {"rounds": 12, "cohort": 8}}
+    """A run without a prior unless `sections` ask for one."""
+    base = {"privacy": {"mode": "both"}, "federation": {"rounds": 12, "cohort": 8}, "prior": {"half_lives": []}}
     return merge(merge(Config(), base), sections)
 
 

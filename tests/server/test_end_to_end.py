@@ -28,6 +28,7 @@ LEARNABLE = (
     "model.history=16",
     "model.gamma=0.0",
     "model.beta=0.0",
+    "prior.half_lives=[]",
     "federation.server_learning_rate=0.05",
 )
 NAMES = ("ana-the-first", "ben-the-second")

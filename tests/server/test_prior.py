@@ -18,7 +18,7 @@ from shared.prior import MOMENTS, PriorLayout, solve_prior
 
 
 def settings(**sections: Any) -> Config:
-    return merge(Config(), {"prior": {"half_lives": [2.0], "widths": [8]}, **sections})
+    return merge(Config(), {"prior": {"half_lives": [2.0], "widths": [8], "folds": 2}, **sections})
 
 
 # --- groups and turns --------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ def test_the_same_device_is_always_in_the_same_group() -> None:
     "config",
     [
         merge(settings(), {"prior": {"folds": 1}}),
-        merge(Config(), {"prior": {"folds": 4}}),
+        merge(Config(), {"prior": {"half_lives": [], "folds": 4}}),
         settings(federation={"rounds": 0}),
     ],
     ids=["one fold", "no prior", "no training"],

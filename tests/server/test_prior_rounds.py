@@ -29,8 +29,8 @@ from simulations.runfolder import RunFolder
 from tests.server.small_server import Network, books, charges, rows, same_end, server, start_run, whole_run
 
 ASKED = ("prior.half_lives=[1.0, 4.0]", "prior.widths=[16, 8]", "prior.output=12", "prior.ridge=1.0")
-OPEN = (*ASKED, "privacy.mode=none", "model.identity=4", "model.input_codes=8")
-PRIVATE = (*ASKED, "prior.folds=1", "prior.clip=0.5")
+OPEN = (*ASKED, "prior.folds=2", "privacy.mode=none", "model.identity=4", "model.input_codes=8")
+PRIVATE = (*ASKED, "prior.clip=0.5")
 USERS = range(1, 7)
 COMMIT, SOLVE = Strategy._commit, Priors.solve
 
@@ -342,7 +342,7 @@ def test_a_secure_sum_of_moments_is_the_plain_one_up_to_half_a_step_a_device(
     noisy: bool, six_users: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip, found = 16.0, {}
-    options = (*ASKED, "prior.folds=1", f"prior.clip={clip}", "privacy.mode=" + ("user" if noisy else "none"))
+    options = (*ASKED, f"prior.clip={clip}", "privacy.mode=" + ("user" if noisy else "none"))
     for secure in ("false", "true"):
 
         def note(cls: Any, sums: Any, *, key: str = secure, **options: Any) -> Priors:

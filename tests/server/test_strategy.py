@@ -346,8 +346,8 @@ def crash_around(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None
         ("privacy.mode=user", "privacy.clip_quantile=0.5"),
         ("privacy.mode=user", "federation.sampling=cyclic", "federation.cohort=2", *CORRELATED),
         ("federation.sampling=poisson", "federation.cohort=3"),
-        PRIOR,
-        ("privacy.mode=event", *PRIOR, "prior.folds=1"),
+        (*PRIOR, "prior.folds=2"),
+        ("privacy.mode=event", *PRIOR),
     ],
     ids=["averaged", "private", "adaptive", "correlated", "poisson", "prior", "private prior"],
 )

@@ -50,7 +50,8 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def config(backbone: str = "tiny-bert") -> Config:
-    return merge(Config(), {"model": {"backbone": backbone, "history": 6, "output_dim": 16, "input_rank": 3}})
+    model = {"backbone": backbone, "history": 6, "output_dim": 16, "input_rank": 3}
+    return merge(Config(), {"model": model, "prior": {"half_lives": []}})
 
 
 def moved(runtime: Runtime) -> AdapterState:

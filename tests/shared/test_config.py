@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KEYS = [name for name, _, _ in describe()]
 
 
-#: Values that are no default, in three runs because some exclude one another.
+#: Values that are no default, in four runs because some exclude one another.
 VARIANTS: tuple[dict[str, Any], ...] = (
     {
         "privacy.mode": "event",
@@ -44,6 +44,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
         "training.local_steps": 2,
         "training.window_sample_rate": 0.5,
     },
+    {"prior.folds": 2},
     {
         "privacy.mode": "user",
         "privacy.clip_quantile": 0.5,
@@ -70,7 +71,6 @@ def other_value(name: str, default: Any) -> Any:
         "model.context": ("kind", "value", "hour"),
         "prior.half_lives": (1.5, 9.0),
         "prior.widths": (3, 4),
-        "prior.folds": 1,  # more go with no privacy, and the runs below are private
     }
     if name in choices:
         return choices[name]
@@ -109,6 +109,12 @@ def value_of(config: Any, name: str) -> Any:
 @pytest.mark.parametrize(("name", "default", "_text"), describe())
 def test_every_setting_has_been_changed_in_one_of_them(name: str, default: Any, _text: str) -> None:
     assert any(value_of(changed(variant), name) != default for variant in VARIANTS)
+
+
+def test_a_prior_is_asked_for_unless_a_configuration_says_otherwise() -> None:
+    prior = Config().prior
+    assert (prior.half_lives, prior.widths, prior.output, prior.folds) == ((2.0,), (), 64, 1)
+    assert override(Config(), "prior.half_lives=[]").prior.half_lives == ()
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=30))
@@ -209,11 +215,11 @@ def test_the_page_on_configuration_has_every_key() -> None:
         ({"privacy": {"epsilon": 0}}, r"privacy.epsilon: found 0"),
         ({"training": {"window_sample_rate": 0}}, r"training.window_sample_rate"),
         (
-            {"privacy": {"popularity_share": 0.6, "validation_share": 0.4}},
+            {"prior": {"half_lives": []}, "privacy": {"popularity_share": 0.6, "validation_share": 0.4}},
             r"add up to 1; training gets nothing",
         ),
         (
-            {"prior": {"half_lives": [2.0], "widths": [8]}, "privacy": {"prior_share": 0.8}},
+            {"privacy": {"prior_share": 0.8}},
             r"add up to 1; training gets nothing",
         ),
     ],
@@ -232,7 +238,7 @@ def test_whole_numbers_are_accepted_where_a_float_is_wanted() -> None:
 
 
 def test_the_share_of_a_prior_that_is_not_asked_for_is_not_counted() -> None:
-    assert Config.from_dict({"privacy": {"prior_share": 0.9}}).prior.half_lives == ()
+    assert Config.from_dict({"prior": {"half_lives": []}, "privacy": {"prior_share": 0.9}}).prior.half_lives == ()
 
 
 @pytest.mark.parametrize(

@@ -143,9 +143,9 @@ FORBIDDEN: dict[str, tuple[dict[str, Any], str, list[dict[str, Any]]]] = {
         [{"federation.aggregation": "ffa"}, {"federation.aggregation": "fedit"}, {"privacy.noise_bands": 1}],
     ),
     "groups of devices under one participation cap": (
-        {"prior.half_lives": [2.0], "prior.widths": [8], "privacy.mode": "event"},
+        {"prior.folds": 2, "privacy.mode": "event"},
         r"prior.folds > 1 with privacy.*the participation cap is priced with all of them. Use prior.folds = 1",
-        [{"prior.folds": 1}, {"privacy.mode": "none"}, {"prior.half_lives": [], "prior.widths": []}],
+        [{"prior.folds": 1}, {"privacy.mode": "none"}, {"prior.half_lives": []}],
     ),
     "faults where none can be injected": (
         {"simulation.chaos": 0.2, "federation.engine": "ray"},

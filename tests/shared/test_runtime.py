@@ -18,7 +18,7 @@ from shared.runtime import PUBLIC, public_settings, runtime_for, runtime_from_se
 from shared.schema import Item
 
 SHELF = Catalogue(tuple(Item(id=f"i{n}", title=f"Thing {n}", text=f"a thing of group {n % 3}") for n in range(12)))
-TINY = merge(Config(), {"model": {"backbone": "tiny-bert", "history": 4, "output_dim": 8}})
+TINY = merge(Config(), {"model": {"backbone": "tiny-bert", "history": 4, "output_dim": 8}, "prior": {"half_lives": []}})
 
 
 pytestmark = pytest.mark.usefixtures("own_cache")

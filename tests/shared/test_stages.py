@@ -13,7 +13,7 @@ from shared.errors import AdapterError
 from shared.items import ItemTable
 from shared.model import Scorer, Stage, build_scorer, trainable
 from shared.prior import history_features
-from shared.sections import Lora, Prior
+from shared.sections import Lora
 from shared.windows import IGNORE, Windows
 from tests.tiny_models import (
     CODED,
@@ -255,7 +255,7 @@ def test_parameters_of_codes_are_named_and_sized_by_the_catalogue() -> None:
     assert scorer.layout is not None
     assert (scorer.layout.widths, scorer.layout.output) == ((32 + room, 6), 32 + room)
     assert item_table(model, items=MANY).codes.shape == (MANY, 32 + room)
-    small = build_scorer(open_backbone("tiny-bert"), model=model, lora=Lora(), seed=3, items=20, prior=Prior())
+    small = build_scorer(open_backbone("tiny-bert"), model=model, lora=Lora(), seed=3, items=20, prior=PRIOR)
     assert trainable(small)["output.0.weight"].shape == (16, 32)
 
 

@@ -29,7 +29,7 @@ def config(**privacy: Any) -> Config:
             "privacy": settings,
             "federation": {"rounds": 6, "cohort": 5, **federation},
             "model": {"history": 32},
-            "prior": prior,
+            "prior": {"half_lives": [], **prior},
         },
     )
 

@@ -130,7 +130,7 @@ def test_a_server_that_dies_again_and_again_ends_like_one_that_does_not(
     check_the_books(stormy)
 
 
-@pytest.mark.parametrize("privacy", [("privacy.mode=none",), ("prior.folds=1",)], ids=["two groups", "private"])
+@pytest.mark.parametrize("privacy", [("privacy.mode=none", "prior.folds=2"), ()], ids=["two groups", "private"])
 def test_faults_in_every_group_of_a_prior_are_accounted_for(
     privacy: tuple[str, ...], tiny_data: Path, tmp_path: Path
 ) -> None:

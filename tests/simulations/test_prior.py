@@ -16,13 +16,14 @@ from shared.runtime import runtime_for
 from simulations import evaluation
 from simulations.evaluation import rank_cases, validation_cases
 from simulations.experiment import evaluate
-from tests.simulations.tiny_runs import tiny_config, train_inline, write_data
+from tests.simulations.tiny_runs import TINY, invoke, tiny_config, train_inline, write_data
 
 ASKED = (
     "prior.half_lives=[1.0, 4.0]",
     "prior.widths=[24, 8]",
     "prior.output=24",
     "prior.ridge=1.0",
+    "prior.folds=2",
     "model.identity=8",
     "model.input_codes=16",
 )
@@ -53,6 +54,27 @@ def test_the_prior_is_measured_beside_start_and_adapter(
     assert len({tuple(ranks[name].tolist()) for name in stages}) == 3
     assert json.loads((run.path / "result.json").read_text())["outcome"]["gains"].keys() == {"prior", "adapter"}
     assert (run.path / "report.html").is_file()
+
+
+@pytest.mark.parametrize("privacy", ["none", "event", "user"])
+def test_the_world_is_run_with_a_prior_without_being_told(privacy: str, tmp_path: Path) -> None:
+    """What `run --data world` does, in a smaller world and on a smaller backbone."""
+    settings = [setting for setting in TINY if not setting.startswith("prior.")]
+    settings += ["data.world_users=12", "data.world_events=8"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    out = tmp_path / "run"
+    assert invoke("run", "--data", "world", "--privacy", privacy, "--out", str(out), *options) == 0
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["phase"] for row in rows] == ["popularity", "prior", "train", "train", "train", "validate"]
+    (asked,) = (row for row in rows if row["phase"] == "prior")  # everybody at once: one group
+    assert (asked["asked"], asked["accepted"]) == (12, 12)
+    # The tiny backbone is 32 wide, so that not all of the 64 directions are there.
+    assert load_arrays(out / "candidate.safetensors")[PRIOR].shape == (32, 32)
+    assert "prior" in json.loads((out / "result.json").read_text())["metrics"]
+    layers = json.loads((out / "adapter" / "privacy.json").read_text()).get("layers", {})
+    assert [unit for unit, layer in layers.items() if layer["noise_multipliers"]["prior"] > 0] == (
+        [] if privacy == "none" else [privacy]
+    )
 
 
 def test_the_quality_curve_begins_with_the_prior_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,12 @@ from simulations.engines import run_inline
 from simulations.runfolder import RunFolder, prepare
 
 ITEMS = 120
-#: A run of a second: two blocks 32 wide, three rounds.
+#: A run of a second: two blocks 32 wide, three rounds, no prior.
 TINY = (
     "model.backbone=tiny-bert",
     "model.history=8",
     "model.output_dim=16",
+    "prior.half_lives=[]",
     "federation.rounds=3",
     "federation.cohort=4",
     "federation.server_learning_rate=0.02",

@@ -18,7 +18,7 @@ from simulations.quality.central import fit_central, fit_prior
 from simulations.runfolder import RunFolder
 from tests.simulations.tiny_runs import tiny_config, train_inline, write_data
 
-WITH_PRIOR = ("prior.half_lives=[2.0]", "prior.widths=[24]", "prior.output=24", "model.identity=8")
+WITH_PRIOR = ("prior.half_lives=[2.0]", "prior.widths=[24]", "prior.output=24", "prior.folds=2", "model.identity=8")
 #: One round in which everybody takes part with everything: nothing is left to chance.
 EVERYBODY = ("federation.rounds=1", "federation.cohort=12", "prior.folds=1")
 
