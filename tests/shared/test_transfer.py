@@ -110,7 +110,7 @@ def test_identity_of_another_size_never_goes_on(items: Catalogue) -> None:
 
 
 def test_what_only_one_of_the_two_has_is_left_out_or_at_its_start() -> None:
-    films = Runtime(config(context=["kind", "gap"]), FILMS)
+    films = Runtime(merge(config(context=["kind", "gap"]), {"prior": {"half_lives": []}}), FILMS)
     settings = {"prior": {"half_lives": [2.0], "widths": [9], "output": 5}, "model": {"context": ["gap", "hour"]}}
     with_prior = Runtime(merge(config(), settings), TOOLS)
     state, found = carried(films, with_prior)
