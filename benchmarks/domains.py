@@ -35,14 +35,14 @@ from simulations.experiment import evaluate, train
 from simulations.runfolder import open_run, prepare
 
 COMMON = (
-    *(
-        "model.directions=backbone",
-        "model.context=[]",
-        "model.history=32",
-        "prior.half_lives=[]",
-        "federation.cohort=64",
-    ),
-    *("evaluation.local_only_users=0", "evaluation.every=0", "evaluation.bootstrap=100"),
+    "model.directions=backbone",
+    "model.context=[]",
+    "model.history=32",
+    "prior.half_lives=[]",
+    "federation.cohort=64",
+    "evaluation.local_only_users=0",
+    "evaluation.every=0",
+    "evaluation.bootstrap=100",
 )
 #: Settings of each benchmark that all its stages share.
 SETTINGS = {

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from client.samples import seen_items
 from client.store import History
+from shared.content import nearness
 from shared.errors import DataError
 from shared.items import ItemTable
 from shared.prior import PriorLayout
@@ -162,7 +163,7 @@ class Recorder:
         if event.kind not in POSITIVE_KINDS:
             return None
         plain = self._table.plain
-        return torch.exp(self._sharpness * (plain @ plain[event.item] - 1))
+        return nearness(plain @ plain[event.item], sharpness=self._sharpness)
 
     def _counted(self, event: Event) -> float:
         """What the event counts in the prior's features."""

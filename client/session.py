@@ -34,6 +34,7 @@ from client.samples import ranking_windows
 from client.store import History
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY
+from shared.content import pooled
 from shared.errors import AdapterError
 from shared.items import ItemTable
 from shared.model import Scorer, Stage, load_parameters
@@ -194,7 +195,7 @@ class Snapshot:
         for share, near in zip(shares.tolist(), past.near, strict=True):
             if near is not None:
                 total.add_(near, alpha=share)
-        return weight * (1 + torch.log(total.clamp(min=1e-30)) / sharpness)
+        return weight * pooled(total, sharpness=sharpness)
 
     def _read(self) -> torch.Tensor:
         """The trunk's state after the last event. The first to ask has the trunk read; the others wait for that."""

@@ -30,11 +30,20 @@ def mean_vector(weights: torch.Tensor, batch: Windows, table: ItemTable) -> torc
     return weights @ table.plain[batch.items]
 
 
+def nearness(likeness: torch.Tensor, *, sharpness: float) -> torch.Tensor:
+    """exp(tau (cosine - 1)) of each cosine, between exp(-2 tau) and 1."""
+    return torch.exp(sharpness * (likeness - 1))
+
+
+def pooled(total: torch.Tensor, *, sharpness: float) -> torch.Tensor:
+    """1 + log(total) / tau, where total is a weighted mean of `nearness`: between -1 and 1."""
+    return 1 + torch.log(total.clamp(min=1e-30)) / sharpness
+
+
 def sharp_content(weights: torch.Tensor, items: torch.Tensor, table: ItemTable, *, sharpness: float) -> torch.Tensor:
     """content(u) of all items with sharpness above 0, float32 (..., P, N); 0 without any content.
 
     weights: (..., P, L) at P positions. items: int64 (..., L).
     """
-    nearness = torch.exp(sharpness * (table.plain[items] @ table.plain.T - 1))  # (..., L, N)
-    pooled = 1 + torch.log((weights @ nearness).clamp(min=1e-30)) / sharpness
-    return torch.where(weights.sum(-1, keepdim=True) > 0, pooled, 0.0)
+    near = nearness(table.plain[items] @ table.plain.T, sharpness=sharpness)  # (..., L, N)
+    return torch.where(weights.sum(-1, keepdim=True) > 0, pooled(weights @ near, sharpness=sharpness), 0.0)
