@@ -27,9 +27,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.engine import Parts
 from client.ranker import score_catalogue
 from client.samples import seen_items
-from client.session import Parts, Session
+from client.session import Session
 from client.slate import best_items
 from client.store import History
 from shared.adapter import AdapterState

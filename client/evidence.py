@@ -12,7 +12,7 @@ shared out. Symbols as in `shared.content` and `shared.prior`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +23,8 @@ from client.store import History
 from shared.schema import POSITIVE_KINDS, SEEN_KINDS
 
 if TYPE_CHECKING:
-    from shared.runtime import Runtime
+    from shared.items import ItemTable
+    from shared.model import Scorer
 
 _POSITIVE = [int(kind) for kind in POSITIVE_KINDS]
 _SEEN = [int(kind) for kind in SEEN_KINDS]
@@ -64,37 +65,41 @@ class Reading:
     prior: PriorReading | None = None
 
     @classmethod
-    def of(cls, runtime: Runtime, *, weights: NDArray[np.floating] | None = None) -> Reading:
-        """The reading of what is installed, with a person's own weights (`client.personal`). Arrays are not copied."""
-        scorer, table, model, prior = runtime.scorer, runtime.table, runtime.config.model, runtime.config.prior
-        linear, expected = (1.0, 1.0) if weights is None else (float(weights[0]), float(weights[1]))
-        share = table.share.numpy()
-        if scorer.layout is None:
-            gamma = float(scorer.gamma.weight.detach()[0])
-        else:
-            gamma = model.gamma if scorer.prior is None else prior.gamma
+    def of(cls, scorer: Scorer, table: ItemTable, *, share: NDArray[np.floating] | None = None) -> Reading:
+        """How a scorer reads a history. share: where it is not the table's. Arrays are not copied."""
+        model, prior = scorer.settings, scorer.prior_settings
+        parts = table.share.numpy() if share is None else share
         read = None
-        if scorer.layout is not None and scorer.prior is not None:
+        if (solved := scorer.prior_of("prior")) is not None:
+            layout, matrix = solved
             read = PriorReading(
-                matrix=scorer.prior.numpy(),
+                matrix=matrix.numpy(),
                 codes=table.codes.numpy(),
-                share=share,
-                half_lives=scorer.layout.half_lives,
-                widths=scorer.layout.widths,
-                skip_penalty=scorer.layout.skip_penalty,
-                kappa=expected * prior.kappa,
-                fusion=expected * prior.fusion,
+                share=parts,
+                half_lives=layout.half_lives,
+                widths=layout.widths,
+                skip_penalty=layout.skip_penalty,
+                kappa=prior.kappa,
+                fusion=prior.fusion,
                 floor=prior.floor,
             )
         return cls(
             plain=table.plain.numpy(),
-            share=share,
-            gamma=linear * gamma,
+            share=parts,
+            gamma=scorer.weight("gamma", stage="adapter"),
             half_life=model.content_half_life,
             sharpness=model.sharpness,
             length=model.history,
             prior=read,
         )
+
+    def weighted(self, weights: NDArray[np.floating]) -> Reading:
+        """The reading with a person's own weights, (3,) from `client.personal`."""
+        linear, expected = float(weights[0]), float(weights[1])
+        prior = self.prior
+        if prior is not None:
+            prior = replace(prior, kappa=expected * prior.kappa, fusion=expected * prior.fusion)
+        return replace(self, gamma=linear * self.gamma, prior=prior)
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ from threading import Lock
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from client.engine import Parts
+from client.evidence import Reading
 from client.past import Past, Recorder
 from client.samples import ranking_windows
 from client.store import History
@@ -45,7 +46,6 @@ from shared.windows import Windows
 
 #: Part of the numbers to read at most that must be left for a product of matrices to be worth its memory.
 WORTH = 0.8
-Parts = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,11 @@ class Snapshot:
             q = ranker.prior(torch.from_numpy(self.past.features.astype(np.float32)))
             parts["prior"] = prior_scores(q, ranker.share, settings=scorer.prior_settings, fused=True)
         return {name: part.numpy() for name, part in parts.items()}
+
+    def reading(self) -> Reading:
+        """How these scores come from events, for explanations."""
+        ranker = self.ranker
+        return Reading.of(ranker.scorer, ranker.table, share=ranker.share.numpy())
 
     def _content(self, weight: float) -> torch.Tensor:
         """The weighted content of all items, (N,)."""

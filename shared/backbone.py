@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,11 +81,7 @@ class Backbone:
         """Token ids and attention mask, each (B, T) int64, at most MAX_TEXT_TOKENS tokens."""
         if self.path is None:
             return hash_tokens(texts)
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(str(self.path), local_files_only=True)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer = _tokenizer(str(self.path))
         batch = tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt")
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
@@ -156,9 +153,14 @@ def open_backbone(name: str = DEFAULT_BACKBONE) -> Backbone:
 
 
 @torch.inference_mode()
-def encode_texts(backbone: Backbone, texts: Sequence[str], *, batch: int = 64) -> NDArray[np.float32]:
-    """Mean-pooled last hidden states, float32 (len(texts), d). Long texts share batches."""
-    model = backbone.text_encoder()
+def encode_texts(
+    backbone: Backbone, texts: Sequence[str], *, batch: int = 64, model: PreTrainedModel | None = None
+) -> NDArray[np.float32]:
+    """Mean-pooled last hidden states, float32 (len(texts), d). Long texts share batches.
+
+    model: the backbone's `text_encoder()`, for whoever encodes more than once; None loads it.
+    """
+    model = model or backbone.text_encoder()
     out = np.empty((len(texts), backbone.hidden), dtype=np.float32)
     order = np.argsort([-len(text) for text in texts], kind="stable")
     for start in range(0, len(order), batch):
@@ -168,6 +170,16 @@ def encode_texts(backbone: Backbone, texts: Sequence[str], *, batch: int = 64) -
         weight = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
         out[rows] = ((hidden * weight).sum(1) / weight.sum(1)).numpy()
     return out
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def frozen_digest(model: nn.Module) -> str:

@@ -50,6 +50,10 @@ def installed(*, prior: dict[str, Any] | None = None, **model: Any) -> Runtime:
     return runtime
 
 
+def reading_of(runtime: Runtime) -> Reading:
+    return Reading.of(runtime.scorer, runtime.table)
+
+
 def all_parts(runtime: Runtime, history: History) -> dict[str, np.ndarray]:
     """Parts of all unseen items as the ranker gives them, NaN where an item was seen."""
     found: dict[str, np.ndarray] = {}
@@ -63,7 +67,7 @@ def all_parts(runtime: Runtime, history: History) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("prior", [None, SKIPS])
 def test_event_shares_add_up_to_the_rankers_own_parts(model: dict[str, Any], prior: dict[str, Any] | None) -> None:
     runtime = installed(prior=prior, **model)
-    reading = Reading.of(runtime)
+    reading = reading_of(runtime)
     for one in recommend(runtime, HISTORY, k=ITEMS):
         shares = event_shares(reading, HISTORY, SHELF.index(one.item_id))
         assert shares.positions.tolist() == [2, 3, 4, 5]  # the ranker reads four events
@@ -78,7 +82,7 @@ def test_event_shares_add_up_to_the_rankers_own_parts(model: dict[str, Any], pri
 
 def test_sharp_content_goes_to_events_by_their_softmax_shares() -> None:
     runtime = installed(sharpness=3.0)
-    reading = Reading.of(runtime)
+    reading = reading_of(runtime)
     shares = event_shares(reading, past([1, 7]), 12)  # texts repeat every five items: 7 and 12 are alike, 1 is not
     likeness = reading.plain[[1, 7]] @ reading.plain[12]
     weight = np.array([0.5 ** (1 / reading.half_life), 1.0]) * np.exp(3.0 * likeness)
@@ -87,7 +91,7 @@ def test_sharp_content_goes_to_events_by_their_softmax_shares() -> None:
 
 
 def test_an_item_the_prior_knows_nothing_of_has_only_the_floor() -> None:
-    reading = Reading.of(installed(prior=SKIPS))
+    reading = reading_of(installed(prior=SKIPS))
     assert reading.prior is not None
     silent = dataclasses.replace(reading, prior=dataclasses.replace(reading.prior, matrix=0 * reading.prior.matrix))
     shares = event_shares(silent, HISTORY, 9)
@@ -97,8 +101,8 @@ def test_an_item_the_prior_knows_nothing_of_has_only_the_floor() -> None:
 
 def test_a_persons_weights_scale_the_shares() -> None:
     runtime = installed(prior=SKIPS)
-    plain = event_shares(Reading.of(runtime), HISTORY, 9)
-    own = event_shares(Reading.of(runtime, weights=np.array([2.0, 0.5, 0.0])), HISTORY, 9)
+    plain = event_shares(reading_of(runtime), HISTORY, 9)
+    own = event_shares(reading_of(runtime).weighted(np.array([2.0, 0.5, 0.0])), HISTORY, 9)
     assert own.content == pytest.approx(2 * plain.content)
     assert own.prior == pytest.approx(0.5 * plain.prior)
     assert own.floor == pytest.approx(0.5 * plain.floor)
@@ -109,7 +113,7 @@ def test_an_explanation_adds_up_and_says_which_shares_are_exact() -> None:
     parts = all_parts(runtime, HISTORY)
     best = recommend(runtime, HISTORY, k=1)[0]
     item = SHELF.index(best.item_id)
-    found = explain(item, parts=parts, reading=Reading.of(runtime), history=HISTORY, catalogue=SHELF)
+    found = explain(item, parts=parts, reading=reading_of(runtime), history=HISTORY, catalogue=SHELF)
     assert found.score == pytest.approx(best.score, abs=1e-4)
     assert found.above["content"] == pytest.approx(parts["content"][item] - np.nanmean(parts["content"]))
     assert found.exact == {"content": "exact", "adapter": "none", "popularity": "none", "prior": "apportioned"}
@@ -118,8 +122,8 @@ def test_an_explanation_adds_up_and_says_which_shares_are_exact() -> None:
     assert {event.title for event in found.events} <= {SHELF.items[int(i)].title for i in HISTORY.items[-LENGTH:]}
     seen = int(HISTORY.items[0])
     with pytest.raises(DataError, match="expected an item that is ranked"):
-        explain(seen, parts=parts, reading=Reading.of(runtime), history=HISTORY, catalogue=SHELF)
-    sharp = Reading.of(installed(sharpness=3.0))
+        explain(seen, parts=parts, reading=reading_of(runtime), history=HISTORY, catalogue=SHELF)
+    sharp = reading_of(installed(sharpness=3.0))
     assert explain(9, parts={"content": np.zeros(ITEMS)}, reading=sharp, history=HISTORY, catalogue=SHELF).exact == {
         "content": "apportioned"
     }
@@ -134,7 +138,7 @@ def lifted(part: str, *, reading: Reading, history: History = HISTORY, item: int
 
 
 def test_the_sentence_names_what_carries_the_item_and_nothing_else() -> None:
-    reading = Reading.of(installed())
+    reading = reading_of(installed())
     assert lifted("popularity", reading=reading) == "Popular with everyone: number 1 of 24."
     assert lifted("popularity", reading=reading, item=3).startswith("No single reason")  # carried, but not popular
     assert lifted("query", reading=reading, query='he"at\u202e') == 'It matches your search for "he\'at".'
@@ -149,7 +153,7 @@ def test_the_sentence_names_what_carries_the_item_and_nothing_else() -> None:
 
 
 def test_people_who_are_said_to_go_on_must_be_in_the_prior() -> None:
-    reading = Reading.of(installed(prior=SKIPS))
+    reading = reading_of(installed(prior=SKIPS))
     assert reading.prior is not None
     history, item = past([3]), 7
     prior = reading.prior

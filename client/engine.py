@@ -1,0 +1,87 @@
+"""What a device ranks with, whatever it runs on.
+
+The full model (`client.full`) needs torch; an exported one (`client.compact`) does not. Everything above the engine
+works in numpy and asks for no more than what stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.store import History
+from shared.catalogue import Catalogue
+from shared.schema import Event
+
+if TYPE_CHECKING:
+    from client.evidence import Reading
+    from client.past import Past
+    from client.search import QuerySpace
+    from shared.model import Stage
+
+#: Names of the kinds of engine, as `kind` gives them and the command line takes them.
+EngineKind = Literal["full", "int8", "student"]
+#: The parts of all items' scores by name, float32 (N,) each; their sum is the score.
+Parts = dict[str, NDArray[np.float32]]
+
+
+class State(Protocol):
+    """A person's state at one moment under one adapter. It never changes, and any number of threads rank with it."""
+
+    past: Past
+
+    def scores(self, *, stage: Stage = "adapter") -> Parts:
+        """The parts content, adapter, popularity, and prior if there is one, see `Parts`."""
+        ...
+
+    def reading(self) -> Reading:
+        """How this state's scores come from events, for explanations."""
+        ...
+
+
+class Engine(Protocol):
+    """Ranks one person's next item. An event that `add` has returned from is known to every ranking that starts later.
+
+    kind: what it is. catalogue: the N items it ranks. adapter: which adapter it holds, as its manifest tells (run and
+    round), empty without one. plain: unit rows that content compares, float32 (N, d). popularity: log popularity, (N,).
+    """
+
+    kind: EngineKind
+    catalogue: Catalogue
+    adapter: dict[str, object]
+
+    @property
+    def plain(self) -> NDArray[np.float32]: ...
+
+    @property
+    def popularity(self) -> NDArray[np.float32]: ...
+
+    @property
+    def now(self) -> State:
+        """The state of this moment."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Newest events that a ranking reads, L."""
+        ...
+
+    def add(self, event: Event) -> None:
+        """Record an event in the state. DataError for an unknown item."""
+        ...
+
+    def replace(self, history: History) -> None:
+        """Put another history in place of all events so far."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Raw vectors of texts, float32 (n, d), for search and steering."""
+        ...
+
+    @property
+    def space(self) -> QuerySpace:
+        """How raw vectors of texts become comparable with `plain`."""
+        ...
