@@ -109,7 +109,9 @@ class Door:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening, cut short what is being answered, remove the socket."""
+        """Stop listening, cut short what is being answered, remove the socket. Does nothing the second time."""
+        if self._closing:
+            return
         self._closing = True
         self._rounds.pause()
         self._wake()
