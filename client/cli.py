@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from client import cli_data, cli_service
 from shared.terminal import emit_json, run_cli
 
 app = typer.Typer(
@@ -20,6 +21,10 @@ app = typer.Typer(
 @app.callback()
 def _program() -> None:
     """One person's device: learns and ranks here, and never sends behaviour."""
+
+
+cli_service.add_commands(app)
+cli_data.add_commands(app)
 
 
 @app.command()

@@ -7,6 +7,7 @@ works in numpy and asks for no more than what stands here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -75,6 +76,21 @@ class Engine(Protocol):
 
     def replace(self, history: History) -> None:
         """Put another history in place of all events so far."""
+        ...
+
+    def imagined(self, history: History) -> State:
+        """The state if this had been the history; the engine stays as it is."""
+        ...
+
+    def install(self, folder: Path) -> bool:
+        """Change to another adapter without dropping a request; False where another engine must be made for it.
+
+        AdapterError when it is damaged, does not fit or fails its self-check; the old one stays then.
+        """
+        ...
+
+    def own_weights(self, history: History) -> NDArray[np.float32] | None:
+        """A person's weights learned from a history, (3,), see `client.personal`; None where this engine cannot."""
         ...
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:

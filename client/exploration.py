@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from client.scale import Floats
 from client.store import History
 from shared.errors import ConfigError
-from shared.schema import POSITIVE_KINDS, EventKind
+from shared.schema import POSITIVE_KINDS, Event, EventKind
 
 DIRECTIONS = 8
 #: Events' worth of evidence that a person has no taste in any direction.
@@ -64,6 +64,10 @@ class Taste:
     def learn_from(self, history: History, features: NDArray[np.floating]) -> Taste:
         """The taste after a history's events: 1 for what was wanted, -1 for skips, 0 for what was only shown."""
         return self.learn(features[history.items], _REWARDS[history.kinds])
+
+    def learn_event(self, event: Event, features: NDArray[np.floating]) -> Taste:
+        """The taste after one more event."""
+        return self.learn(features[[event.item]], _REWARDS[[int(event.kind)]])
 
     @property
     def mean(self) -> Floats:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.engine import EngineKind
+from client.personal import fit_weights
 from client.search import QuerySpace
 from client.session import Session, Snapshot
 from client.store import History
@@ -80,6 +81,10 @@ class FullEngine:
         """Put another history in place."""
         self._session.replace(history)
 
+    def imagined(self, history: History) -> Snapshot:
+        """The state if this had been the history."""
+        return self._session.imagined(history)
+
     def install(self, folder: Path) -> bool:
         """Change to another adapter of the same settings, without dropping a request; False where settings differ.
 
@@ -89,11 +94,16 @@ class FullEngine:
         if public_settings(_settings(folder, manifest)) != public_settings(self._runtime.config):
             return False
         _check(folder, manifest, self._runtime)
-        refused = self._session.install(AdapterState({**state.arrays, POPULARITY: popularity}))
-        if refused is not None:
+        whole = AdapterState({**state.arrays, POPULARITY: popularity})
+        if (refused := self._session.install(whole)) is not None:
             raise refused
+        self._runtime.install(whole)
         self.adapter = _told(manifest)
         return True
+
+    def own_weights(self, history: History) -> NDArray[np.float32]:
+        """A person's weights learned from a history, float32 (3,)."""
+        return fit_weights(self._runtime, history)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Raw vectors of texts, float32 (n, d)."""

@@ -172,6 +172,11 @@ class Journal:
                 self._cache = (catalogue, changes, mask)
             return mask.copy()
 
+    def shown(self) -> list[int]:
+        """Catalogue indices of items that were ever shown, reading every event."""
+        found = self.store.read("SELECT DISTINCT item FROM events WHERE device = 0 AND kind = 0")
+        return [self.catalogue.index(item) for (item,) in found if item in self.catalogue]
+
     def rows(self) -> Iterator[Row]:
         """All events, oldest first, also those on items that the catalogue does not have."""
         after = -1

@@ -44,7 +44,8 @@ class Preferences:
 
     participate: whether this device takes part in training. tail, diversity, calibration, freshness, exploration: how
     strongly each shapes the slate, from 0 (off) to 1. per_tag_cap, per_creator_cap: most items of one tag or creator in
-    a slate, 0 for any number. retention_events, retention_days: what `Journal.retain` keeps at most, 0 for everything.
+    a slate, 0 for any number. personal: mix the parts of a score by weights learned from this person's own events, here
+    and for here only. retention_events, retention_days: what `Journal.retain` keeps at most, 0 for everything.
     """
 
     participate: bool = True
@@ -57,6 +58,7 @@ class Preferences:
     per_creator_cap: int = 0
     retention_events: int = 0
     retention_days: int = 0
+    personal: bool = False
 
     def __post_init__(self) -> None:
         for setting in fields(self):

@@ -257,6 +257,10 @@ class Session:
         with self._writing:
             self._now = Snapshot(self._now.ranker, self._recorder, past)
 
+    def imagined(self, history: History) -> Snapshot:
+        """The state if this had been the history; nothing here changes."""
+        return Snapshot(self._now.ranker, self._recorder, self._recorder.read(history))
+
     def install(self, state: AdapterState) -> AdapterError | None:
         """Change to another global adapter, its popularity and its prior; arrays as for `Runtime.install`.
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from client.diversity import Arrangement, Calibration, Cap, Dpp, Figures, Fixed, Mmr, Rule, TailShare, Term, arrange
 from client.exploration import Explorer
 from client.scale import Floats, spread
-from client.tags import TagTable, item_years
+from client.tags import TagTable, creators_of, item_years
 from shared.catalogue import Catalogue
 from shared.errors import CatalogueError, ConfigError, DataError
 
@@ -44,11 +44,12 @@ class Shelf:
 
     @classmethod
     def of(cls, catalogue: Catalogue, *, vectors: NDArray[np.float32], popularity: NDArray[np.floating]) -> Shelf:
-        """Tags and years from the catalogue, vectors and popularity from the model. CatalogueError on another size."""
+        """Tags, years and creators from the catalogue, the rest from the model. CatalogueError on another size."""
         for name, array in (("vectors", vectors), ("popularity", popularity)):
             if len(array) != len(catalogue):
                 raise CatalogueError(f"found {name} of {len(array)} items; the catalogue holds {len(catalogue)}")
-        return cls(vectors, TagTable.of_catalogue(catalogue), popularity, item_years(catalogue))
+        tags, years = TagTable.of_catalogue(catalogue), item_years(catalogue)
+        return cls(vectors, tags, popularity, years, creators_of(catalogue))
 
     @cached_property
     def tail(self) -> NDArray[np.bool_]:

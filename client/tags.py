@@ -95,6 +95,13 @@ class TagTable:
         return total / max(float(total.sum()), 1e-12)
 
 
+def creators_of(catalogue: Catalogue) -> NDArray[np.int64] | None:
+    """A number for each item's creator, int64 (N,), -1 where it is not known; None where no item names one."""
+    names = [item.creator.casefold() for item in catalogue.items]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(name for name in names if name))}
+    return np.array([numbers.get(name, -1) for name in names], dtype=np.int64) if numbers else None
+
+
 def item_years(catalogue: Catalogue) -> Floats:
     """The year each item is from, float64 (N,), NaN where neither title nor tags say.
 

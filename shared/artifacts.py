@@ -61,7 +61,14 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def save_catalogue(catalogue: Catalogue, path: Path) -> None:
     """Write items.jsonl, one item a line."""
     rows = (
-        {"item": it.id, "title": it.title, "text": it.text, "tags": list(it.tags), "domain": it.domain}
+        {
+            "item": it.id,
+            "title": it.title,
+            "text": it.text,
+            "tags": list(it.tags),
+            "domain": it.domain,
+            "creator": it.creator,
+        }
         for it in catalogue.items
     )
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -72,7 +79,8 @@ def load_catalogue(path: Path) -> Catalogue:
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return Catalogue.from_rows(
-            Item(row["item"], row["title"], row["text"], tuple(row["tags"]), row["domain"]) for row in rows
+            Item(row["item"], row["title"], row["text"], tuple(row["tags"]), row["domain"], row.get("creator", ""))
+            for row in rows
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CatalogueError(f"{path}: found no usable catalogue ({error}); make the run folder again") from None

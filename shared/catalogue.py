@@ -66,6 +66,7 @@ class Catalogue:
                     text=clean_text(row.text or row.title),
                     tags=tuple(clean_text(tag, limit=60) for tag in row.tags),
                     domain=clean_text(row.domain, limit=60),
+                    creator=clean_text(row.creator, limit=60),
                 )
                 for row in rows
             )

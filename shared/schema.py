@@ -45,13 +45,17 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing that can be recommended. `text` is what the backbone reads; `title` is what people read."""
+    """One thing that can be recommended. `text` is what the backbone reads; `title` is what people read.
+
+    creator: who made it, empty where that is not known.
+    """
 
     id: str
     title: str
     text: str
     tags: tuple[str, ...] = ()
     domain: str = ""
+    creator: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,13 @@ class SimilarOut(CardOut):
     similarity: float
 
 
+class FeedbackOut(BaseModel):
+    """What was said. event: the number of the event it became, null where it became none."""
+
+    verdict: str
+    event: int | None
+
+
 class InterestOut(BaseModel):
     """A tag of the person: its part of the history, how many times the usual that is, and the person's own factor."""
 

@@ -30,6 +30,8 @@ EVENT_COLUMNS = ("user", "item", "timestamp", "kind", "value")
 #: Columns of an items file that name an item or its own text, so that they are not attributes of it.
 NOT_ATTRIBUTES = frozenset({"item", "item_id", "asin", "title", "text"})
 TAG_COLUMNS = ("tags", "genres")
+#: The first of these that an items file has says who made an item.
+CREATOR_COLUMNS = ("creator", "artist", "author", "director", "brand")
 
 
 def load_tables(folder: Path) -> Interactions:
@@ -105,6 +107,7 @@ def _item(table: Table, row: int, item_id: str) -> Item:
         text=". ".join(part.rstrip(". ") for part in parts if part.rstrip(". ")),
         tags=tuple(tag for tag in tags if tag),
         domain=cells.get("domain", ""),
+        creator=next((cells[name] for name in CREATOR_COLUMNS if name in cells), ""),
     )
 
 

@@ -1,0 +1,122 @@
+"""Serving one profile on loopback, and finding the service that does.
+
+::
+
+    HOME/profiles/NAME/token          what requests must carry; 0600
+    HOME/profiles/NAME/service.json   where the running service listens; gone when it ends
+    HOME/profiles/NAME/service.lock   held by the one process that serves this profile
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from client.profile import Profile
+from client.service.access import read_token
+from shared.artifacts import write_atomic
+from shared.errors import DeploymentError
+
+HOST = "127.0.0.1"
+TOKEN, WHERE, LOCK = "token", "service.json", "service.lock"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a profile's service listens, and the token it wants."""
+
+    port: int
+    token: str
+
+    @property
+    def url(self) -> str:
+        """The address of the API."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def page(self) -> str:
+        """The link that opens the page once and for this browser."""
+        return f"{self.url}/?token={self.token}"
+
+
+def token_of(profile: Profile) -> str:
+    """The profile's token, made when missing."""
+    return read_token(profile.folder / TOKEN)
+
+
+def find_service(profile: Profile) -> Address | None:
+    """Where this profile is served now, None if it is not."""
+    try:
+        with _held(profile):
+            return None
+    except BlockingIOError:
+        pass
+    try:
+        found = json.loads((profile.folder / WHERE).read_text(encoding="utf-8"))
+        return Address(int(found["port"]), token_of(profile))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DeploymentError(
+            f"{profile.folder}: found a service or command that uses this profile but does not answer yet; wait for it"
+            " to start, or end it"
+        ) from None
+
+
+@contextmanager
+def exclusive(profile: Profile) -> Iterator[None]:
+    """Hold a profile for the length of a `with` block. DeploymentError while another process does."""
+    try:
+        with _held(profile):
+            yield
+    except BlockingIOError:
+        raise DeploymentError(f"{profile.folder}: found another process that uses this profile; end it first") from None
+
+
+@contextmanager
+def bound(port: int) -> Iterator[socket.socket]:
+    """A socket that listens on loopback; port 0 takes a free one. DeploymentError when the port is taken."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((HOST, port))
+        yield listener
+    except OSError as error:
+        raise DeploymentError(f"port {port}: {error.strerror}; choose another with --port, or 0 for any") from None
+    finally:
+        listener.close()
+
+
+def serve_app(app: FastAPI, profile: Profile, listener: socket.socket, *, ready: Callable[[Address], None]) -> None:
+    """Serve until SIGINT or SIGTERM. ready: told the address once the profile can be found there.
+
+    Call it inside `exclusive`. uvicorn's access log stays off: paths and times say what somebody does.
+    """
+    import uvicorn
+
+    address = Address(int(listener.getsockname()[1]), token_of(profile))
+    where = profile.folder / WHERE
+    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, date_header=False)
+    server = uvicorn.Server(config)
+    facts = {"port": address.port, "pid": os.getpid()}
+    write_atomic(where, json.dumps(facts).encode(), private=True)
+    ready(address)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        where.unlink(missing_ok=True)
+
+
+@contextmanager
+def _held(profile: Profile) -> Iterator[None]:
+    path: Path = profile.folder / LOCK
+    with path.open("a") as file:
+        path.chmod(0o600)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
