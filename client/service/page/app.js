@@ -16,7 +16,11 @@ import { isNew, openWelcome, startOver, startWelcome } from "./welcome.js";
 import { plain } from "./words.js";
 
 const VIEWS = { feed: openFeed, interests: openInterests, history: openHistory, privacy: openPrivacy, settings: openSettings };
+/** After so long without an answer the page says that it waits. */
+const PATIENCE_MS = 400;
 const TITLES = { feed: "Feed", interests: "Interests", history: "History", privacy: "Privacy", settings: "Settings" };
+
+let routes = 0;
 
 /** The view that the address names; only its name ever stands there, so the browser's history tells nothing. */
 function named() {
@@ -27,6 +31,7 @@ function named() {
 /** Show the view of the address. moveFocus: to its heading, after the person chose it. */
 async function route({ moveFocus = false } = {}) {
   const name = named();
+  const mine = ++routes;
   leaveFeed();
   for (const link of document.querySelectorAll("[data-view]")) {
     if (link.dataset.view === name) link.setAttribute("aria-current", "page");
@@ -34,24 +39,38 @@ async function route({ moveFocus = false } = {}) {
   }
   document.title = `${TITLES[name]} · homerank`;
   show(byId("trouble"), false);
+  const waiting = window.setTimeout(() => {
+    if (mine !== routes) return;
+    showOnly("");
+    show(byId("loading"));
+  }, PATIENCE_MS);
   try {
-    const welcome = name === "feed" && (await isFirstTime());
-    if (name !== named()) return; // the person went on meanwhile
+    const status = await api.status();
+    const bare = status.items === 0 && name !== "privacy" && name !== "settings";
+    const welcome = name === "feed" && !bare && (await isFirstTime(status));
+    if (mine !== routes) return; // the person went on meanwhile
+    window.clearTimeout(waiting);
+    show(byId("loading"), false);
     showOnly(welcome ? "welcome" : name);
+    show(byId("bare"), bare);
     if (moveFocus) {
       byId(`${welcome ? "welcome" : name}-heading`).focus({ preventScroll: true });
       window.scrollTo(0, 0);
     }
-    if (!welcome) await VIEWS[name]();
+    if (!welcome && !bare) await VIEWS[name]();
   } catch (error) {
+    if (mine !== routes) return;
+    show(byId("loading"), false);
     showOnly(name);
     byId("trouble").textContent = error.message;
     show(byId("trouble"));
+  } finally {
+    window.clearTimeout(waiting);
   }
 }
 
-async function isFirstTime() {
-  const [status, interests] = await Promise.all([api.status(), api.interests()]);
+async function isFirstTime(status) {
+  const interests = await api.interests();
   const first = isNew(status, interests);
   if (first) openWelcome(interests);
   return first;
@@ -62,11 +81,11 @@ function showOnly(name) {
 }
 
 async function drawFrame() {
-  await drawGlance();
   try {
     const status = await api.status();
+    await drawGlance(status);
     drawAbout(status);
-    byId("damaged").textContent = status.damaged ? plain(status.damaged, 600) : "";
+    byId("damaged").textContent = status.damaged ? `This needs a look: ${plain(status.damaged, 600)}` : "";
     show(byId("damaged"), Boolean(status.damaged));
   } catch {
     // the view that is open says what is wrong

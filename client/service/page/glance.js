@@ -6,19 +6,13 @@ import { many, number, plain } from "./words.js";
 
 const SHOWN = 6;
 
-/** Read and show both; the page goes on without them if that fails. */
-export async function drawGlance() {
-  let interests, privacy;
-  try {
-    [interests, privacy] = await Promise.all([api.interests(), api.privacy(1)]);
-  } catch {
-    show(byId("glance"), false);
-    return;
-  }
+/** Read and show both. */
+export async function drawGlance(status) {
+  const none = { interests: [] };
+  const [interests, privacy] = await Promise.all([status.items ? api.interests() : none, api.privacy(1)]);
   const worst = privacy.layers.reduce((so_far, one) => (share(one) > share(so_far) ? one : so_far), privacy.layers[0]);
   drawPill(privacy, worst);
   fill(byId("glance"), leaning(interests.interests), spent(privacy));
-  show(byId("glance"));
 }
 
 const share = (layer) => (layer.budget > 0 ? layer.spent / layer.budget : 1);

@@ -14,6 +14,7 @@ const CHOICES = [
   [4, "Much more"],
 ];
 const SHOWN = 24;
+const OFFERED = 2_000;
 
 let all = false;
 
@@ -70,7 +71,7 @@ function draw(found) {
   show(byId("interest-empty"), found.interests.length === 0);
   fill(
     byId("interest-known"),
-    found.catalogue.map(([tag, items]) => el("option", { value: tag }, many(items, "item"))),
+    found.catalogue.slice(0, OFFERED).map(([tag, items]) => el("option", { value: tag }, many(items, "item"))),
   );
 }
 

@@ -108,6 +108,7 @@ function prove(done) {
   );
   show(byId("forget-form"), false);
   show(byId("forgotten"));
+  fill(byId("toasts"));
   byId("forget-heading").focus();
   announce(`Everything is forgotten. ${searched}`);
 }

@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { changed } from "./changes.js";
 import { bar, byId, el, fill, show, toast } from "./dom.js";
-import { bytes, count, many, moment, number, phaseWords, plain, small, unitWords } from "./words.js";
+import { bytes, count, many, moment, number, phaseWords, plain, small, trainingWords, unitWords } from "./words.js";
 
 const PAGE = 20;
 const NEARLY = 0.8;
@@ -20,7 +20,7 @@ export async function openPrivacy() {
   fill(byId("privacy-layers"), found.layers.length ? found.layers.map(layer) : el("p", { class: "empty" }, "No budget is set: this device has not been asked to train."));
   byId("participate").checked = found.participate;
   byId("participate-hint").textContent = found.participate
-    ? `State: ${plain(found.training)}. Switch it off to pause at any time; what was sent stays spent.`
+    ? `Now: ${trainingWords(found.training)}. Switch it off to pause at any time; what was sent stays spent.`
     : "Paused: nothing is sent, and everything here goes on working.";
   byId("forget-kept").textContent = plain(found.kept_after_forgetting, 800);
   drawSent(found);

@@ -14,7 +14,7 @@ let passed = false;
 
 /** Whether to show this screen: nothing happened yet, nothing was chosen, and it was not skipped. */
 export function isNew(status, interests) {
-  return !passed && status.events === 0 && status.items > 0 && interests.interests.length === 0;
+  return !passed && status.events === 0 && interests.interests.length === 0;
 }
 
 /** Let the screen appear again, as after forgetting. */

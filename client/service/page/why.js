@@ -99,8 +99,8 @@ function stages(placed) {
     el(
       "li",
       {},
-      el("span", { class: "step" }, `${count(move.before)} → ${count(move.after)}`),
-      el("span", { class: "grow", dir: "auto" }, plain(move.said) || stageWords(move.stage)),
+      el("strong", {}, `${stageWords(move.stage)}: `),
+      el("span", { dir: "auto" }, plain(move.said)),
     ),
   );
   const words = moves.length

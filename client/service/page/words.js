@@ -26,9 +26,8 @@ const PARTS = {
   query: "Matches your search",
   interests: "Tags you asked more or less of",
   steering: "Fits what you asked for in words",
-  like: "Like the item you chose",
   tail: "Less well known, as you asked",
-  personal: "What was learned for you alone",
+  personal: "Your own taste for what is popular or rare",
 };
 
 export const partWords = (name) => PARTS[name] ?? plain(name, 40);
@@ -42,15 +41,15 @@ const EXACT = {
 export const exactWords = (name) => EXACT[name] ?? plain(name, 40);
 
 const STAGES = {
-  pool: "places left by other stages",
-  exploration: "exploration",
-  freshness: "freshness",
-  mmr: "diversity",
-  dpp: "diversity as a whole",
-  calibration: "balance with your history",
-  tail_share: "a share for the less known",
-  cap_per_tag: "limit per tag",
-  cap_per_creator: "limit per creator",
+  pool: "Filling up",
+  exploration: "Exploration",
+  freshness: "Newness",
+  mmr: "Diversity",
+  dpp: "Diversity",
+  calibration: "Balance",
+  tail_share: "Less known",
+  cap_per_tag: "Limit per tag",
+  cap_per_creator: "Limit per creator",
 };
 export const stageWords = (name) => STAGES[name] ?? plain(name, 40);
 
@@ -72,6 +71,14 @@ const PHASES = {
   install: "receiving a model",
 };
 export const phaseWords = (name) => PHASES[name] ?? plain(name, 40);
+
+const TRAINING = {
+  off: "no training is set up here",
+  idle: "waiting for a round",
+  training: "a round is under way",
+  paused: "paused",
+};
+export const trainingWords = (name) => TRAINING[name] ?? plain(name);
 
 const TABLES = {
   events: "Events",
