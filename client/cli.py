@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from client.cli_benchmark import benchmark
 from shared.terminal import emit_json, run_cli
 
 app = typer.Typer(
@@ -92,6 +93,9 @@ def join(
         timeout=timeout,
         on_ready=lambda: report(f"joined {invited.address}; leave with Ctrl-C"),
     )
+
+
+app.command()(benchmark)
 
 
 def main() -> NoReturn:
