@@ -13,7 +13,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from client.retrieval import SCANNED, Floats, Indices, Quantised, Scan, integer_products, largest, products, ranked
+from client.retrieval import SCANNED, Floats, Indices, IntegerRows, Quantised, Scan, integer_products, largest, ranked
+from shared.errors import ConfigError
 
 #: Rows that centres are fitted to, and steps of k-means.
 _FITTED, _STEPS = 100_000, 6
@@ -31,20 +32,25 @@ class Cells:
     """Finds most of the best rows (N, d) without reading all. The rows are kept and not copied.
 
     share: part of the rows that a search reads. recall: what that found of the 100 best when it was tried. bytes: what
-    it keeps besides. seed: of the sample that centres are fitted to.
+    it keeps besides. seed: of the sample that centres are fitted to. ConfigError without NumKong.
     """
 
     def __init__(self, rows: Floats, *, seed: int = 0) -> None:
+        if not integer_products():
+            raise ConfigError("found no numkong, which cells need; install homerank[large]")
         self._rows = rows
         generator = np.random.default_rng(seed)
         self._centres = _centres(rows, round(len(rows) ** 0.5), generator)
         cell = nearest(rows, self._centres)
-        self._order = np.argsort(cell, kind="stable")  # place in memory -> row
-        self._ends = np.cumsum(np.bincount(cell, minlength=len(self._centres)))
-        self._starts = np.concatenate([[0], self._ends[:-1]])
+        order = np.argsort(cell, kind="stable")  # rows, cell by cell
+        self._sizes = np.bincount(cell, minlength=len(self._centres))
         self._quantised = Quantised(rows)
-        self._quantised.codes = self._quantised.codes[self._order]
-        self.bytes = self._quantised.codes.nbytes + self._centres.nbytes + self._order.nbytes
+        ends = np.cumsum(self._sizes)
+        codes = self._quantised.give_away()[order]
+        spans = list(zip((ends - self._sizes).tolist(), ends.tolist(), strict=True))
+        self._integers = [IntegerRows(codes[start:end]) for start, end in spans]
+        self._members = [order[start:end] for start, end in spans]
+        self.bytes = sum(one.bytes for one in self._integers) + self._centres.nbytes + order.nbytes
         self.share, self.recall = self._tried(generator)
 
     def best(self, query: Floats, count: int) -> Indices:
@@ -54,21 +60,13 @@ class Cells:
     def _found(self, query: Floats, count: int, share: float) -> Indices:
         """`best` of so large a share of the rows."""
         order = np.argsort(-(self._centres @ query), kind="stable")
-        sizes = np.cumsum(self._ends[order] - self._starts[order])
-        enough = int(np.searchsorted(sizes, max(share * len(self._rows), _AGAIN * count))) + 1
-        asked, _, _ = self._quantised.asked(query)
-        spans = self._spans(np.sort(order[:enough]))
-        estimates = np.concatenate([products(asked, self._quantised.codes[start:end]) for start, end in spans])
-        places = np.concatenate([np.arange(start, end) for start, end in spans])
-        near = self._order[places[largest(estimates, _AGAIN * count)]]
-        return ranked(self._rows, np.sort(near), query, count)
-
-    def _spans(self, cells: Indices) -> list[tuple[int, int]]:
-        """Places of the rows of some cells, those of neighbouring numbers together."""
-        first = np.flatnonzero(np.diff(cells, prepend=-2) != 1)
-        last = np.append(first[1:], len(cells)) - 1
-        spans = zip(self._starts[cells[first]].tolist(), self._ends[cells[last]].tolist(), strict=True)
-        return [(start, end) for start, end in spans if end > start]
+        order = order[self._sizes[order] > 0]
+        enough = int(np.searchsorted(np.cumsum(self._sizes[order]), max(share * len(self._rows), _AGAIN * count))) + 1
+        cells = order[:enough].tolist()
+        asked, step, _ = self._quantised.asked(query)
+        estimates = np.concatenate([self._integers[cell].products(asked, step) for cell in cells])
+        members = np.concatenate([self._members[cell] for cell in cells])
+        return ranked(self._rows, np.sort(members[largest(estimates, _AGAIN * count)]), query, count)
 
     def _tried(self, generator: np.random.Generator) -> tuple[float, float]:
         """The smallest share that finds enough, and the recall there; 1 and 1 where none does.

@@ -15,6 +15,9 @@ Everything a ranking reads hangs on one reference to a `Snapshot` that never cha
 no lock, and an event or a new adapter puts another snapshot in its place. The trunk reads new events when a ranking
 first asks for the adapter's part, so that recording never waits for it, nor a ranking without the adapter.
 
+What a ranking of one moment computed is kept with its snapshot: another page, filter or search of it costs no product.
+Of a large catalogue only some items are scored, which the snapshot proposes (`client.candidates`), and nothing is kept.
+
 When more than L events are there, each new one shifts the others' positions, and the first one's gap becomes unknown:
 the trunk then reads all L events anew. All supported families (bert, gpt2, llama, qwen2) continue from keys and values.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from client.bench.timing import Figures, Request, measure
 from client.bench.workbench import Workbench
 from client.cells import Cells
 from client.retrieval import Floats, Indices, Scan, largest
+from shared.errors import ConfigError
 
 #: Items of the two sizes and the entries of their vectors; how many are looked for.
 MANY, WIDE = 100_000, 384
@@ -19,6 +21,8 @@ VERY_MANY, NARROW = 1_000_000, 64
 BEST = 100
 #: Spread of made items around a real one, in that of real ones.
 AROUND = 0.5
+#: Rows that a search of the graph keeps in mind.
+SEARCHING = 400
 #: Queries whose answer is compared with the true one.
 COMPARED = 50
 
@@ -48,17 +52,16 @@ def scan(bench: Workbench) -> Figures:
 
 def graph(bench: Workbench) -> Figures:
     """The same million in a graph of neighbours by usearch: to compare with. Takes minutes to build."""
+    if find_spec("usearch") is None:
+        raise ConfigError("found no usearch, which this row compares with; install homerank[bench]")
     from usearch.index import Index
 
     rows, queries = around_real_ones(bench)
-    unit = np.rint(127 * rows).astype(np.int8)
-    index = Index(ndim=NARROW, metric="ip", dtype="i8", expansion_add=64, expansion_search=400)
-    index.add(np.arange(len(rows)), unit)
+    index = Index(ndim=NARROW, metric="ip", dtype="f16", expansion_add=64, expansion_search=SEARCHING)
+    index.add(np.arange(len(rows)), rows)
 
     def best(query: Floats, count: int) -> Indices:
-        asked = np.rint(query * (127 / np.abs(query).max())).astype(np.int8)
-        near = index.search(asked, 4 * count, threads=1).keys.astype(np.int64)
-        return near[largest(rows[near] @ query, count)]
+        return index.search(query, count, threads=1).keys.astype(np.int64)
 
     return _searched(bench, best, rows=rows, queries=queries, memory=rows.nbytes + int(index.memory_usage))
 

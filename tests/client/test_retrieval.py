@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from client import retrieval
-from client.retrieval import Quantised, Scan, largest, products
+from client.retrieval import NARROW, IntegerRows, Quantised, Scan, largest
 
 Floats = NDArray[np.float32]
 
@@ -36,7 +36,20 @@ def test_a_row_and_a_query_by_hand() -> None:
     assert asked.tolist() == [[0, 127]]
     assert step == pytest.approx(1.0)
     assert bound == pytest.approx(0.5 * 127, rel=1e-6)  # |u| is 1/2, where -63.5 became -64; z' is (0, 127)
-    assert products(asked, quantised.codes).tolist() == [0, 127 * 127]
+    assert IntegerRows(quantised.codes).products(asked, 2.0).tolist() == [0, 2 * 127 * 127]
+
+
+@pytest.mark.parametrize("width", [1, NARROW, NARROW + 1, 900])
+@pytest.mark.parametrize("count", [0, 1, 1_003])
+def test_integer_products_are_exact(count: int, width: int) -> None:
+    generator = np.random.default_rng(0)
+    codes = generator.integers(-127, 128, (count, width), dtype=np.int8)
+    asked = generator.integers(-127, 128, (1, width), dtype=np.int8)
+    rows = IntegerRows(codes)
+    found = rows.products(asked, 1.0)
+    assert found.dtype == np.float32
+    assert found.tolist() == (codes.astype(np.int64) @ asked[0].astype(np.int64)).tolist()
+    assert codes.nbytes <= rows.bytes <= 2.2 * count * max(width, 64) + 100
 
 
 @settings(deadline=None, max_examples=40)
@@ -56,7 +69,7 @@ def test_the_best_are_those_of_all_products(integers: bool, seed: int, count: in
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval, "integer_products", lambda: integers)
         scan = Scan(rows)
-    assert scan.bytes == (rows.size if integers else 0)
+    assert (scan.bytes > 0) == integers
     found = scan.best(query, wanted)
     assert found.dtype == np.int64
     values = rows @ query

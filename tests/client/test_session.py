@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from client import adapted
+from client.candidates import Proposer
+from client.full import FullEngine
 from client.product import Product
 from client.ranker import score_catalogue
 from client.session import Parts, Session
@@ -286,6 +288,19 @@ def test_what_a_large_catalogue_needs_serves_the_next_adapter_too(monkeypatch: p
     found = session.now.candidates(count=10)
     assert found is not None
     assert set(np.argsort(-total(session.scores()))[:5].tolist()) <= set(found.tolist())
+
+
+def test_an_engine_is_ready_for_a_large_catalogue_before_anyone_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapted, "WHOLE", 0)
+    runtime, built = ready(prior=WITH_PRIOR), []
+    monkeypatch.setattr(adapted, "Proposer", lambda *tables: built.append(tables) or Proposer(*tables))
+    engine = FullEngine(runtime, history([event(1)]))
+    ((taste, codes),) = built
+    assert taste.shape == (ITEMS, runtime.table.rows.shape[1] - 1)
+    assert codes.shape == (ITEMS, WITH_PRIOR["output"])
+    for _ in range(2):
+        assert engine.now.candidates(count=ITEMS) is not None
+    assert len(built) == 1
 
 
 @pytest.mark.parametrize(("count", "beforehand"), [(4, True), (40, False)])
