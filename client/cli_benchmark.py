@@ -33,8 +33,8 @@ def benchmark(
 ) -> None:
     """Measure what a person waits for, on one thread: slates, searches among many items, a large store.
 
-    Rows: slate, slate-prior, slate-start, slate-full, slate-again, slate-stateless, exact-100k, cells-1m, exact-1m,
-    graph-1m, store-1m, forget-1m. exact-1m and graph-1m are measured only when named; the second takes minutes.
+    Rows: slate, slate-prior, slate-start, slate-full, slate-again, slate-stateless, exact-100k, cells-1m, store-1m,
+    forget-1m. Measured only when named: slate-100k, exact-1m, and graph-1m, which takes minutes.
     """
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # read when numpy and torch are first imported

@@ -18,15 +18,20 @@ from shared.model import Stage
 from shared.schema import Event, EventKind
 
 
-def after_an_event(bench: Workbench, *, stage: Stage, events: int = EVENTS) -> Figures:
-    """An event is recorded in a state that has ranked `events` others, and the best of all items are chosen."""
+def after_an_event(bench: Workbench, *, stage: Stage, events: int = EVENTS, engine: Engine | None = None) -> Figures:
+    """An event is recorded in a state that has ranked `events` others, and the best of all items are chosen.
+
+    engine: the bench's own unless given. memory: of the process.
+    """
+    engine = engine or bench.engine
+    count = len(engine.catalogue)
 
     def cases() -> Iterator[Request]:
-        engine, generator = bench.engine, bench.generator()
+        generator = bench.generator()
         while True:
-            engine.replace(bench.history(events, generator))
-            engine.now.scores(stage=stage)
-            event = Event(int(generator.integers(len(engine.catalogue))), 60.0 * events, EventKind.CLICK)
+            engine.replace(bench.history(events, generator, items=count))
+            ranking(engine, stage=stage)
+            event = Event(int(generator.integers(count)), 60.0 * events, EventKind.CLICK)
 
             def request(event: Event = event) -> object:
                 engine.add(event)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from client.bench import ranking, search, storage
+from client.bench import large, ranking, search, storage
 from client.bench.timing import Figures, Target
 from client.bench.workbench import Workbench
 from shared.errors import ConfigError
@@ -38,6 +38,7 @@ ROWS: dict[str, Row] = {
     "slate-full": Row("event to slate, window full: trunk reads all anew", ranking.full_window),
     "slate-again": Row("another slate of the same state", ranking.again),
     "slate-stateless": Row("slate of a whole history, no state kept", ranking.without_state),
+    "slate-100k": Row(f"event to slate of {large.ITEMS:,} items, 1,000 proposed", large.slate, usual=False),
     "exact-100k": Row(
         f"{search.BEST} best of {search.MANY:,} random vectors of {search.WIDE}, exact",
         search.exact,

@@ -80,9 +80,9 @@ class Workbench:
         """The same draws for every row."""
         return np.random.default_rng(self.seed)
 
-    def history(self, events: int, generator: np.random.Generator) -> History:
-        """Clicks a minute apart on different items."""
-        count = len(self.catalogue)
+    def history(self, events: int, generator: np.random.Generator, *, items: int = 0) -> History:
+        """Clicks a minute apart on different items. items: of another catalogue than this one, how many it has."""
+        count = items or len(self.catalogue)
         return History(
             items=generator.choice(count, size=events, replace=events > count).astype(np.int64),
             times=60.0 * np.arange(events, dtype=np.float64),

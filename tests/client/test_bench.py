@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.bench import search, storage, workbench
+from client.bench import large, search, storage, workbench
 from client.bench.rows import COLUMNS, ROWS, cells_of, chosen
 from client.bench.timing import WARM_UP, Figures, Target, measure, summed_up
 from client.bench.workbench import Setting, Workbench
@@ -45,6 +45,8 @@ def bench(settings_file: Path, monkeypatch: pytest.MonkeyPatch) -> Workbench:
     monkeypatch.setattr(search, "VERY_MANY", 3_000)
     monkeypatch.setattr(search, "NARROW", 8)
     monkeypatch.setattr(search, "BEST", 10)
+    monkeypatch.setattr(large, "ITEMS", 400)
+    monkeypatch.setattr("client.adapted.WHOLE", 300)
     monkeypatch.setattr(storage, "FEW", 20)
     monkeypatch.setattr(storage, "MANY", 2_000)
     return Workbench(Setting(config=settings_file, requests=4))
@@ -90,7 +92,7 @@ def test_a_target_says_what_it_asks() -> None:
 
 def test_rows_are_named_or_the_usual_ones() -> None:
     assert list(chosen(["forget-1m", "slate"])) == ["slate", "forget-1m"]
-    assert set(chosen([])) == set(ROWS) - {"exact-1m", "graph-1m"}
+    assert set(chosen([])) == set(ROWS) - {"slate-100k", "exact-1m", "graph-1m"}
     with pytest.raises(ConfigError, match=r"found row .slat.; expected one of slate, .*Did you mean .slate."):
         chosen(["slat"])
 
@@ -103,8 +105,8 @@ def test_every_row_measures(name: str, bench: Workbench) -> None:
     assert 0 < found.least <= found.p50 <= found.p99
     assert found.requests == (1 if name == "forget-1m" else 4)
     assert len(cells_of(name, ROWS[name], found)) == len(COLUMNS)
-    assert (found.recall is not None) == (name in ("exact-100k", "cells-1m", "exact-1m", "graph-1m"))
-    if name.startswith("exact"):
+    assert (found.recall is not None) == (name in ("slate-100k", "exact-100k", "cells-1m", "exact-1m", "graph-1m"))
+    if name.startswith("exact") or name == "slate-100k":
         assert found.recall == 1
     if name == "store-1m":
         assert found.ratio is not None
