@@ -22,7 +22,7 @@ BEST = 100
 #: Spread of made items around a real one, in that of real ones.
 AROUND = 0.5
 #: Rows that a search of the graph keeps in mind.
-SEARCHING = 400
+SEARCHING = 800
 #: Queries whose answer is compared with the true one.
 COMPARED = 50
 
