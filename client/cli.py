@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from client import cli_data, cli_service
+from client.cli_benchmark import benchmark
 from shared.terminal import emit_json, run_cli
 
 app = typer.Typer(
@@ -110,6 +111,9 @@ def join(
             timeout=timeout,
             on_ready=lambda: report(f"joined {invited.address}{answering}; leave with Ctrl-C"),
         )
+
+
+app.command()(benchmark)
 
 
 def main() -> NoReturn:
