@@ -74,9 +74,9 @@ def join(
     from client.deployment import join as take_part
     from client.door.gate import ANY_TIME, Policy
     from client.door.server import open_door
-    from client.limits import Limits
     from client.portability import import_data
     from client.profile import Profile
+    from client.service.owner import limits_of
     from shared.errors import DeploymentError
 
     device = DeviceHome.at(home)
@@ -91,10 +91,10 @@ def join(
     if keys_only:
         report(f"public key to register: {facts['public_key']}")
         return
-    limits = Limits.of_owner(
-        mode=privacy, trust=trust, epsilon=epsilon, delta=delta, user_epsilon=user_epsilon, secure=secure
-    )
     person = Profile.open(device.folder, profile)
+    limits = limits_of(
+        person, mode=privacy, trust=trust, epsilon=epsilon, delta=delta, user_epsilon=user_epsilon, secure=secure
+    )
     if profile == "default":
         adopt_earlier_files(device, person)
     if data is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from client.bench import large, ranking, search, storage
+from client.bench import large, ranking, search, serving, storage
 from client.bench.timing import Figures, Target
 from client.bench.workbench import Workbench
 from shared.errors import ConfigError
@@ -54,6 +54,15 @@ ROWS: dict[str, Row] = {
     "store-1m": Row(
         "event written and ranked, 1,000,000 stored (ratio: to 1,000 stored)", storage.recommend, Target(ratio=1.2)
     ),
+    "start": Row(
+        "from starting the service to its first slate, vectors cached", serving.start, Target(p50=6_000), usual=False
+    ),
+    "load": Row(
+        "50 requests in parallel for 60 s, events written, one change of adapter",
+        serving.load,
+        Target(failed=0, stale=0),
+        usual=False,
+    ),
     "forget-1m": Row("forgetting 1,000,000 events", storage.forget, Target(p50=5_000)),
 }
 COLUMNS = (
@@ -65,6 +74,8 @@ COLUMNS = (
     "memory MB",
     "recall@100",
     "ratio",
+    "failed",
+    "stale",
     "must reach",
     "reached",
 )
@@ -87,6 +98,8 @@ def cells_of(name: str, row: Row, found: Figures) -> list[str]:
         "" if found.memory is None else f"{found.memory / 1e6:,.0f}",
         "" if found.recall is None else f"{found.recall:.3f}",
         "" if found.ratio is None else f"{found.ratio:.2f}",
+        "" if found.failed is None else f"{found.failed} of {found.requests:,}",
+        "" if found.stale is None else str(found.stale),
         str(row.target),
         "" if reached is None else "yes" if reached else "no",
     ]

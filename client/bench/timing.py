@@ -18,15 +18,18 @@ Request = Callable[[], object]
 
 @dataclass(frozen=True)
 class Target:
-    """What a row must reach: milliseconds at most, `recall` at least, `ratio` at most. None: no such target."""
+    """What a row must reach: milliseconds, `ratio`, failed and stale answers at most, `recall` at least. None: none."""
 
     p50: float | None = None
     p99: float | None = None
     recall: float | None = None
     ratio: float | None = None
+    failed: int | None = None
+    stale: int | None = None
 
     def __str__(self) -> str:
         named = {"p50 <=": self.p50, "p99 <=": self.p99, "recall >=": self.recall, "ratio <=": self.ratio}
+        named |= {"failed <=": self.failed, "stale <=": self.stale}
         return ", ".join(f"{name} {number:g}" for name, number in named.items() if number is not None)
 
 
@@ -34,7 +37,8 @@ class Target:
 class Figures:
     """Milliseconds of single requests. memory: bytes, of what the row says. recall: share of the true best found.
 
-    ratio: p50 over that of what the row compares with.
+    ratio: p50 over that of what the row compares with. failed: answers that were none. stale: items shown though they
+    had been recorded before.
     """
 
     p50: float
@@ -44,10 +48,13 @@ class Figures:
     memory: int | None = None
     recall: float | None = None
     ratio: float | None = None
+    failed: int | None = None
+    stale: int | None = None
 
     def reach(self, target: Target) -> bool | None:
         """Whether every target is met; None without any."""
         pairs = [(self.p50, target.p50), (self.p99, target.p99), (self.ratio, target.ratio)]
+        pairs += [(self.failed, target.failed), (self.stale, target.stale)]
         kept = [found is not None and found <= most for found, most in pairs if most is not None]
         if target.recall is not None:
             kept.append(self.recall is not None and self.recall >= target.recall)

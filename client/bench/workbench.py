@@ -18,13 +18,13 @@ from client.journal import Journal
 from client.slate import best_items
 from client.store import History, Role, Store
 from shared.adapter import AdapterState
-from shared.artifacts import POPULARITY, load_catalogue
+from shared.artifacts import POPULARITY, load_catalogue, save_adapter
 from shared.catalogue import Catalogue
 from shared.config import Config, load_config
 from shared.datasets import load_data
 from shared.errors import ConfigError
 from shared.prior import PRIOR
-from shared.runtime import Runtime
+from shared.runtime import Runtime, public_settings
 from shared.schema import EventKind, Item
 
 #: Items of the made catalogue, events of a history, and items of a slate.
@@ -75,6 +75,22 @@ class Workbench:
         runtime = Runtime(config, self.catalogue)
         runtime.install(random_state(runtime, seed=self.seed))
         return FullEngine(runtime, nothing)
+
+    def write_adapter(self, folder: Path, *, seed: int) -> None:
+        """An adapter folder for this engine's settings, its parameters random."""
+        runtime = self.engine.runtime
+        arrays = dict(random_state(runtime, seed=seed).arrays)
+        popularity = arrays.pop(POPULARITY)
+        manifest = {
+            "run": "benchmark",
+            "round": seed,
+            "backbone": runtime.backbone.digest,
+            "catalogue": self.catalogue.fingerprint,
+            "settings": public_settings(runtime.config),
+        }
+        peft = runtime.peft_config()
+        state = AdapterState(arrays)
+        save_adapter(folder, state, popularity=popularity, peft_config=peft, manifest=manifest, privacy={})
 
     def generator(self) -> np.random.Generator:
         """The same draws for every row."""

@@ -87,10 +87,12 @@ def bound(port: int) -> Iterator[socket.socket]:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, port))
+        try:
+            listener.bind((HOST, port))
+            listener.listen(128)  # whoever is told of it may connect
+        except OSError as error:
+            raise DeploymentError(f"port {port}: {error.strerror}; choose another with --port, or 0 for any") from None
         yield listener
-    except OSError as error:
-        raise DeploymentError(f"port {port}: {error.strerror}; choose another with --port, or 0 for any") from None
     finally:
         listener.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,8 +59,8 @@ class Training(Protocol):
         """Take part again."""
         ...
 
-    def stop(self) -> None:
-        """Stop a round under way, and drop what is in memory of the person."""
+    def held(self) -> AbstractContextManager[object]:
+        """No round while the block lasts, and nothing of the person is left in the memory of one."""
         ...
 
 
@@ -76,8 +77,9 @@ class NoTraining:
     def resume(self) -> None:
         """There is nothing to go on with."""
 
-    def stop(self) -> None:
-        """There is nothing to stop."""
+    def held(self) -> AbstractContextManager[object]:
+        """There is nothing to hold."""
+        return nullcontext()
 
 
 class DoorTraining:
@@ -98,6 +100,6 @@ class DoorTraining:
         """Take part again."""
         self._door.resume()
 
-    def stop(self) -> None:
-        """End the training process."""
-        self._door.kill()
+    def held(self) -> AbstractContextManager[object]:
+        """End the training process, and start none."""
+        return self._door.held()
