@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from client.cli_export import export_model
 from shared.terminal import emit_json, run_cli
 
 app = typer.Typer(
@@ -15,6 +16,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+
+app.command("export-model")(export_model)
 
 
 @app.callback()

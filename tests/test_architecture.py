@@ -23,7 +23,19 @@ MAY_IMPORT = {
     "server": {"shared"},
     "simulations": {"shared", "client", "server"},
 }
-HEAVY = {"torch", "transformers", "peft", "opacus", "flwr", "ray", "matplotlib", "pyarrow"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "peft",
+    "opacus",
+    "flwr",
+    "ray",
+    "matplotlib",
+    "pyarrow",
+    "onnx",
+    "onnxruntime",
+    "tokenizers",
+}
 #: Modules that answer `--help`.
 FRONT = [
     "shared/terminal.py",
