@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.compact.distil import HISTORIES, Student, distil, item_tokens
+from client.compact.distil import HISTORIES, Student, distil, item_tokens, states_alone
 from client.compact.folder import FolderWriter, ModelFolder
 from client.compact.graphs import encoder_graph, product_graph, trunk_graph
 from client.compact.integers import Rows
@@ -46,7 +46,6 @@ def export_model(
         raise ConfigError(f"found kinds {sorted(kinds)}; expected int8, student or both")
     scorer, table = runtime.scorer, runtime.table
     writer = FolderWriter(folder)
-    codes = Rows.of(table.codes.numpy())
     manifest: dict[str, Any] = {
         "kinds": sorted(kinds),
         "catalogue": runtime.catalogue.fingerprint,
@@ -61,7 +60,7 @@ def export_model(
         },
         "products": _products(writer, scorer, table),
     }
-    writer.write_arrays(TABLES, _tables(runtime, codes))
+    writer.write_arrays(TABLES, _tables(runtime))
     writer.write(ENCODER, encoder_graph(runtime.backbone))
     if (tokenizer := runtime.backbone.tokenizer_file()) is not None:
         writer.write(TOKENIZER, _cut_tokenizer(tokenizer))
@@ -86,13 +85,17 @@ def _cut_tokenizer(text: str) -> bytes:
     return tokenizer.to_str().encode()
 
 
-def _tables(runtime: Runtime, codes: Rows) -> dict[str, NDArray[Any]]:
+def _tables(runtime: Runtime) -> dict[str, NDArray[Any]]:
     table, scorer = runtime.table, runtime.scorer
     plain, whitening = table.plain.numpy(), runtime.config.model.content_whitening
     space = QuerySpace.of(raw_vectors(runtime.backbone, runtime.catalogue), plain=plain, content_whitening=whitening)
+    usual = states_alone(scorer, table).mean(axis=0)
+    up, output = _last_projection(scorer, table)
     arrays = {
         **Rows.of(plain).named("plain"),
-        **codes.named("codes"),
+        **Rows.of(table.codes.numpy()).named("codes"),
+        "usual.state": usual,
+        "usual.part": usual @ up @ output.T,
         "popularity": table.rows[:, -1].numpy().copy(),
         "space.mean": space.mean.astype(np.float32),
     }
@@ -115,11 +118,14 @@ def _tokens(scorer: Scorer, table: ItemTable) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-@torch.inference_mode()
-def _products(writer: FolderWriter, scorer: Scorer, table: ItemTable) -> dict[str, list[str]]:
+def _last_projection(scorer: Scorer, table: ItemTable) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """From the adapter's state to what is predicted, (a, k), and the items' vectors of it, (N, k)."""
     up = scorer.output[-1].get_parameter("weight").detach().numpy()  # (k, a)
-    output = table.rows[:, table.plain.shape[1] : -1].numpy()
-    names = {"adapter": _product(writer, "adapter", up.T, output)}
+    return up.T, table.rows[:, table.plain.shape[1] : -1].numpy()
+
+
+def _products(writer: FolderWriter, scorer: Scorer, table: ItemTable) -> dict[str, list[str]]:
+    names = {"adapter": _product(writer, "adapter", *_last_projection(scorer, table))}
     if (prior := scorer.prior_of("prior")) is not None:
         layout, matrix = prior
         names["prior"] = _product(writer, "prior", matrix.numpy(), table.codes[:, : layout.output].numpy())

@@ -16,10 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from client.compact.integers import LEVELS, ZERO
+from client.compact.integers import LEVELS, ZERO, Rows
 from client.compact.readers import NEVER
 from shared.backbone import Backbone
-from shared.errors import DeploymentError
 from shared.model import Scorer
 
 OPSET, IR_VERSION = 17, 8
@@ -71,7 +70,11 @@ class _Encoder(nn.Module):
 
 
 def trunk_graph(scorer: Scorer) -> bytes:
-    """The trunk with LoRA merged into it and all of the output projection but its last matrix, in int8."""
+    """The trunk with LoRA merged into it and all of the output projection but its last matrix; weights in int8.
+
+    Activations stay float32: quantised ones would depend on which other tokens are read in the same call, and a
+    history read event by event must come to the same state as one read at once.
+    """
     trunk: Any = copy.deepcopy(scorer.trunk)
     trunk = trunk.merge_and_unload()
     trunk.set_attn_implementation("eager")
@@ -88,27 +91,29 @@ def trunk_graph(scorer: Scorer) -> bytes:
     mask = torch.where(later, NEVER, 0.0)[None, None]
     axes = {"tokens": {1: "n"}, "mask": {2: "n", 3: "t"}, "positions": {1: "n"}, "state": {1: "n"}}
     axes |= {f"past_{name}": {2: "p"} for name in names} | {f"new_{name}": {2: "t"} for name in names}
-    return _in_int8(
+    whole = _traced(
         model,
         (tokens, mask, positions, *memory),
         inputs=["tokens", "mask", "positions", *(f"past_{name}" for name in names)],
         outputs=["state", *(f"new_{name}" for name in names)],
         axes=axes,
     )
+    return _with_small_weights(whole)
 
 
 def encoder_graph(backbone: Backbone) -> bytes:
-    """The backbone as a text encoder, in int8, its embeddings too."""
+    """The backbone as a text encoder; weights in int8, embeddings too, and activations as they come."""
     encoder: Any = backbone.text_encoder()
     encoder.set_attn_implementation("eager")
     tokens = backbone.tokenise(["three words here", "one"])
-    return _in_int8(
+    whole = _traced(
         _Encoder(encoder, causal=backbone.family != "bert").eval(),
         (tokens["input_ids"], tokens["attention_mask"]),
         inputs=["ids", "mask"],
         outputs=["vectors"],
         axes={"ids": {0: "b", 1: "t"}, "mask": {0: "b", 1: "t"}, "vectors": {0: "b"}},
     )
+    return _quantised(whole)
 
 
 def product_graph(matrix: NDArray[np.floating]) -> bytes:
@@ -144,7 +149,7 @@ def product_graph(matrix: NDArray[np.floating]) -> bytes:
     return model.SerializeToString()
 
 
-def _in_int8(
+def _traced(
     model: nn.Module,
     example: tuple[torch.Tensor, ...],
     *,
@@ -152,26 +157,58 @@ def _in_int8(
     outputs: Sequence[str],
     axes: Mapping[str, Mapping[int, str]],
 ) -> bytes:
-    """A module as a graph with int8 weights; activations are quantised as they come."""
-    try:
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-    except ImportError as error:
-        raise DeploymentError(f"found no onnx or onnxruntime ({error}); install homerank[small] to export") from None
+    """A module as a graph in float32. axes: which sizes of inputs and outputs are free, and their names."""
     with tempfile.TemporaryDirectory() as folder, _known_warnings(), torch.no_grad():
-        whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
+        path = Path(folder) / "whole.onnx"
         torch.onnx.export(
             model,
             example,
-            str(whole),
+            str(path),
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_axes=axes,
             opset_version=OPSET,
             dynamo=False,  # the newer exporter needs one dependency more
         )
+        return path.read_bytes()
+
+
+def _quantised(content: bytes) -> bytes:
+    """A graph whose products are of integers."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder, _known_warnings():
+        whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
+        whole.write_bytes(content)
         # unsigned: on CPUs without VNNI, products of signed numbers overflow 16 bits
         quantize_dynamic(whole, small, per_channel=True, weight_type=QuantType.QUInt8)
         return small.read_bytes()
+
+
+def _with_small_weights(content: bytes) -> bytes:
+    """A graph whose matrices are stored in int8, with a scale for each column, and become float32 when it is loaded."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load_from_string(content)
+    graph = model.graph
+    readers = {name: node for node in graph.node for name in node.input}
+    made = []
+    for weight in [one for one in graph.initializer if readers[one.name].op_type in ("MatMul", "Gemm")]:
+        matrix, name = numpy_helper.to_array(weight), weight.name
+        if matrix.ndim != 2:
+            continue
+        turned = any(word.name == "transB" and word.i for word in readers[name].attribute)
+        rows = Rows.of(matrix if turned else matrix.T)
+        values = rows.values if turned else np.ascontiguousarray(rows.values.T)
+        graph.initializer.remove(weight)
+        stored = {f"{name}.int8": values, f"{name}.scale": rows.scale}
+        graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in stored.items())
+        made.append(helper.make_node("DequantizeLinear", [*stored], [name], axis=0 if turned else 1))
+    nodes = [*made, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return model.SerializeToString()
 
 
 @contextmanager

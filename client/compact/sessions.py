@@ -21,6 +21,9 @@ def open_session(content: bytes, *, name: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry(
+        "session.disable_quant_qdq", "1"
+    )  # stored integers become float32 once, at loading
     failures = onnxruntime.capi.onnxruntime_pybind11_state
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -23,8 +23,7 @@ TABLES = "tables.safetensors"
 class Tables:
     """plain: float32 (N, d). codes: as wide as anything reads or predicts them. popularity: log popularity, (N,).
 
-    layout: of the prior, None without one; so are `prior` and `matrix`. adapter: from the adapter's state (a,) to its
-    part (N,). weights: of content and popularity by stage.
+    layout: of the prior, None without one; so is `prior`, from f(u) to q. weights: of content and popularity by stage.
     """
 
     def __init__(self, folder: ModelFolder) -> None:
@@ -42,12 +41,19 @@ class Tables:
         odds = np.exp(self.popularity - self.popularity.max())
         self.share: Floats32 = odds / odds.sum()
         self._arrays = arrays
-        self.adapter = Product(folder, manifest["products"]["adapter"])
+        self._adapter = Product(folder, manifest["products"]["adapter"])
         self.layout: PriorLayout | None = None
         self.prior: Product | None = None
         if "prior" in manifest["products"]:
             self.layout = PriorLayout.of(self.config.prior, available=int(manifest["directions"]))
             self.prior = Product(folder, manifest["products"]["prior"])
+
+    def adapter(self, state: Floats32) -> Floats32:
+        """The adapter's part of all items' scores, (N,), for its state (a,).
+
+        States share a large mean, whose own part is stored exactly; eight bits are left for what differs.
+        """
+        return self._arrays["usual.part"] + self._adapter(state - self._arrays["usual.state"])
 
     @cached_property
     def space(self) -> QuerySpace:
