@@ -40,6 +40,7 @@ HEAVY = {
 FRONT = [
     "shared/terminal.py",
     "shared/errors.py",
+    "client/cli_export.py",
     *(f"{package}/{name}.py" for package in PACKAGES[1:] for name in ("__init__", "__main__", "cli")),
 ]
 

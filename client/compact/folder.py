@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from shared.artifacts import write_atomic, write_json
-from shared.errors import AdapterError
+from shared.errors import AdapterError, RunError
 
 MODEL_SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -89,7 +89,10 @@ class FolderWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._files: dict[str, dict[str, object]] = {}
-        (path / MANIFEST).unlink(missing_ok=True)
+        try:
+            (path / MANIFEST).unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"{path}: could not be written ({error.strerror}); choose another folder") from None
 
     def write(self, name: str, content: bytes) -> None:
         """Write one file atomically."""

@@ -21,6 +21,7 @@ from client.compact.export import KINDS, Kind, export_model
 from client.compact.features import StudentLayout, student_features
 from client.compact.folder import MANIFEST, ModelFolder
 from client.compact.integers import Rows
+from client.compact.sessions import open_session
 from client.compact.tables import prior_scores
 from client.evidence import event_shares
 from client.full import FullEngine
@@ -255,6 +256,11 @@ def test_a_changed_file_is_refused(exported: Exported, tmp_path: Path) -> None:
         ModelFolder.open(tmp_path)
     with pytest.raises(ConfigError, match="int8, student or both"):
         export_model(runtime, tmp_path, kinds=[])
+
+
+def test_a_graph_that_is_none_is_refused() -> None:
+    with pytest.raises(AdapterError, match=r"trunk\.onnx: found no graph"):
+        open_session(b"no graph", name="trunk.onnx")
 
 
 # --- search and explanations --------------------------------------------------------------------------------

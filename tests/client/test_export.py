@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from client.cli import app
 from client.compact import check
 from client.compact.engine import CompactEngine
 from client.compact.folder import MANIFEST, ModelFolder
+from client.profile import Profile
 from client.store import Role, Store
 from shared.artifacts import load_catalogue
 from shared.terminal import run_cli
@@ -62,6 +64,25 @@ def test_one_kind_and_a_table_for_people(run: Path, tmp_path: Path, capsys: pyte
     assert [line.split()[0] for line in said.splitlines()] == ["model", "full", "int8", "120"]
     assert "4 people" in said
     assert not (tmp_path / "student.onnx").exists()
+
+
+def test_a_profile_is_exported_with_the_adapter_it_has(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    person = Profile.open(tmp_path / "home", "ada")
+    shutil.copy(run / "items.jsonl", person.catalogue)
+    shutil.copytree(run / "adapter", person.adapter)
+    source = ("--home", tmp_path / "home", "--profile", "ada", "--requests", 3)
+    code, said, complaint = call(capsys, *source, "--out", tmp_path / "m", "--kind", "student", "--json")
+    assert (code, complaint) == (0, "")
+    report = json.loads(said)
+    assert report["people"] == 0
+    assert list(report["models"]) == ["full", "student"]
+    assert "ndcg10" not in report["models"]["student"]
+    (tmp_path / "file").touch()
+    code, _, complaint = call(capsys, *source, "--out", tmp_path / "file")
+    assert code == 2
+    assert "choose another folder" in complaint
 
 
 def test_a_model_that_ranks_otherwise_is_not_usable(
