@@ -43,6 +43,7 @@ class CompactState:
         self._tables, self._reader, self._recorder = tables, reader, recorder
         self._known = known
         self._lock = Lock()
+        self._scored: dict[Stage, Parts] = {}
 
     def after(self, event: Event) -> CompactState:
         """The state once one more event has happened."""
@@ -52,8 +53,25 @@ class CompactState:
         """The same model with another past."""
         return CompactState(self._tables, self._reader, self._recorder, past, known=known)
 
-    def scores(self, *, stage: Stage = "adapter") -> Parts:
-        """The parts of all items' scores, float32 (N,) each."""
+    def scores(self, *, stage: Stage = "adapter", items: NDArray[np.int64] | None = None) -> Parts:
+        """The parts of all items' scores, float32 (N,) each, or of those named, (n,). Not to be written into.
+
+        All items are scored once and the parts kept.
+        """
+        whole = self._scored.get(stage)
+        if whole is None:
+            whole = self._scored[stage] = self._parts(stage)
+            for part in whole.values():
+                part.flags.writeable = False
+        return dict(whole) if items is None else {name: part[items] for name, part in whole.items()}
+
+    def candidates(
+        self, *, stage: Stage = "adapter", count: int = 1_000, allowed: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64] | None:
+        """None: the whole catalogue is scored, whatever its size."""
+        return None
+
+    def _parts(self, stage: Stage) -> Parts:
         tables, weights = self._tables, self._tables.weights[stage]
         parts: Parts = {
             "content": self._content(weights["gamma"]),
@@ -170,6 +188,18 @@ class CompactEngine:
         past = self._recorder.read(history)
         with self._writing:
             self._now = self._now.with_past(past)
+
+    def imagined(self, history: History) -> CompactState:
+        """The state if this had been the history; the engine stays as it is."""
+        return self._now.with_past(self._recorder.read(history))
+
+    def install(self, folder: Path) -> bool:
+        """False: an exported model is another engine; `open` makes it and checks it beside this one."""
+        return False
+
+    def own_weights(self, history: History) -> NDArray[np.float32] | None:
+        """None: learning a person's weights takes the full model."""
+        return None
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Raw vectors of texts, float32 (n, d)."""

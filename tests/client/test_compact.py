@@ -169,6 +169,19 @@ def test_a_state_in_hand_never_changes(exported: Exported) -> None:
         engine.add(event(ITEMS))
 
 
+def test_some_items_and_another_history(exported: Exported) -> None:
+    _, folder = exported(prior=SKIPS_COUNT, backbone="tiny-bert", **ALL)
+    engine = CompactEngine.open(folder, SHELF, history([event(1)]))
+    state, some = engine.now, np.array([7, 2, 2])
+    for name, part in state.scores().items():
+        np.testing.assert_array_equal(state.scores(items=some)[name], part[some])
+    other = engine.imagined(history([event(4), event(5)]))
+    assert engine.now is state
+    engine.replace(history([event(4), event(5)]))
+    np.testing.assert_array_equal(total(other.scores()), total(engine.now.scores()))
+    assert (state.candidates(), engine.install(folder), engine.own_weights(history([]))) == (None, False, None)
+
+
 def test_features_are_means_by_hand() -> None:
     layout = StudentLayout((1.0,), token=1, alone=1, sources=("kind",))
     rows = Rows.of(np.array([[1.0, 0.5], [0.5, 1.0], [-1.0, 0.0]], dtype=np.float32))
