@@ -18,8 +18,9 @@ from shared.artifacts import POPULARITY
 from shared.deviation import Deviation
 from shared.errors import AdapterError
 from shared.items import ItemTable
+from shared.layout import PriorLayout
 from shared.model import Scorer, load_parameters
-from shared.prior import PRIOR, PriorLayout, prior_scores
+from shared.prior import PRIOR, prior_scores
 from shared.runtime import Runtime
 from shared.schema import Event
 from shared.windows import Windows

@@ -10,6 +10,7 @@ import typer
 
 from client import cli_data, cli_service
 from client.cli_benchmark import benchmark
+from client.cli_export import export_model
 from shared.terminal import emit_json, run_cli
 
 app = typer.Typer(
@@ -17,6 +18,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+
+app.command("export-model")(export_model)
 
 
 @app.callback()

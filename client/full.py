@@ -47,13 +47,8 @@ class FullEngine:
 
         Raises AdapterError for a folder that is damaged or belongs to another catalogue or backbone.
         """
-        if folder is None:
-            return cls(Runtime(Config(), catalogue), history)
-        state, popularity, manifest = load_adapter(folder)
-        runtime = Runtime(_settings(folder, manifest), catalogue)
-        _check(folder, manifest, runtime)
-        runtime.install(AdapterState({**state.arrays, POPULARITY: popularity}))
-        engine = cls(runtime, history, adapter=_told(manifest))
+        runtime, told = open_runtime(catalogue, folder)
+        engine = cls(runtime, history, adapter=told)
         engine.now.check()
         return engine
 
@@ -123,6 +118,17 @@ class FullEngine:
     @cached_property
     def _encoder(self) -> Any:
         return self.runtime.backbone.text_encoder()
+
+
+def open_runtime(catalogue: Catalogue, folder: Path | None) -> tuple[Runtime, dict[str, object]]:
+    """A runtime with the adapter of a folder installed, and what its manifest tells of it; see `FullEngine.open`."""
+    if folder is None:
+        return Runtime(Config(), catalogue), {}
+    state, popularity, manifest = load_adapter(folder)
+    runtime = Runtime(_settings(folder, manifest), catalogue)
+    _check(folder, manifest, runtime)
+    runtime.install(AdapterState({**state.arrays, POPULARITY: popularity}))
+    return runtime, _told(manifest)
 
 
 def _settings(folder: Path, manifest: dict[str, Any]) -> Config:

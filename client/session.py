@@ -154,7 +154,7 @@ class Snapshot:
             return total
         for share, near in zip(shares.tolist(), past.near, strict=True):
             if near is not None:
-                total.add_(near[rows], alpha=share)
+                total.add_(torch.from_numpy(near)[rows], alpha=share)
         return weight * pooled(total, sharpness=sharpness)
 
     def _read(self) -> torch.Tensor:
@@ -187,7 +187,8 @@ class Session:
     """
 
     def __init__(self, runtime: Runtime, history: History) -> None:
-        recorder = Recorder(runtime.config.model, runtime.scorer.layout, runtime.table)
+        plain, codes = runtime.table.plain.numpy(), runtime.table.codes.numpy()
+        recorder = Recorder(runtime.config.model, runtime.scorer.layout, plain=plain, codes=codes)
         self._recorder = recorder
         self._writing, self._installing = Lock(), Lock()
         self._now = Snapshot(Ranker.of(runtime), recorder, recorder.read(history))

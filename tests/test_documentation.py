@@ -43,6 +43,7 @@ def test_no_command_is_a_stub() -> None:
         "homerank-client benchmark",
         "homerank-client doctor",
         "homerank-client export",
+        "homerank-client export-model",
         "homerank-client forget",
         "homerank-client import",
         "homerank-client interest",

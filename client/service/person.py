@@ -127,8 +127,12 @@ class Person:
         _keep_adapter(folder, self.profile.adapter)
 
     def delivered(self, folder: Path) -> None:
-        """Use an adapter that training put into the profile. AdapterError as for `install`."""
-        self._change_to(folder)
+        """Use an adapter that training put into the profile. AdapterError as for `install`.
+
+        Where an exported model ranks, the adapter waits in the profile to be exported.
+        """
+        if self.shop.engine.kind == "full":
+            self._change_to(folder)
 
     def _change_to(self, folder: Path) -> None:
         shop = self.shop
