@@ -127,7 +127,7 @@ class Visit:
         before = self.titles()
         self.page.click(f"#cards > li:nth-child({place}) [data-act={what}]")
         self.page.wait_for_function(
-            "before => JSON.stringify([...document.querySelectorAll('#cards .title')].map(t => t.innerText)) !== before",
+            "was => JSON.stringify([...document.querySelectorAll('#cards .title')].map(one => one.innerText)) !== was",
             arg=json.dumps(before, ensure_ascii=False, separators=(",", ":")),
         )
         self.settled()
