@@ -86,9 +86,12 @@ def _adapter(profile: Profile, catalogue: Catalogue | None) -> Finding:
 
 def _ledger(profile: Profile) -> Finding:
     from client.service.accounts import account
-    from client.service.person import DEFAULT_LIMITS
+    from client.service.owner import limits_of
 
-    found = account(profile, DEFAULT_LIMITS)
+    try:
+        found = account(profile, limits_of(profile))
+    except HomerankError as error:
+        return Finding("limits", False, str(error), "mend or remove the file")
     if found.problem:
         return Finding("ledger", False, found.problem, "the device goes on ranking and does not train")
     spent = ", ".join(f"{layer.unit} {layer.spent:.3f}" for layer in found.layers)

@@ -41,29 +41,64 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8765,
     engine: Kind = "full",
     model: Model = None,
+    privacy: Annotated[
+        str | None, typer.Option(help="event, user or both: refuse rounds that protect less; none: accept all.")
+    ] = None,
+    trust: Annotated[
+        str | None, typer.Option(help="aggregate: rely on noise in the sum; local: only on this device's own.")
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(min=0, help="This device's budget over its life.")] = None,
+    delta: Annotated[float | None, typer.Option(min=0, max=0.5, help="Delta at which epsilon is stated.")] = None,
+    user_epsilon: Annotated[
+        float | None, typer.Option(min=0, help="With --privacy both: the budget at user level; 0: the same.")
+    ] = None,
+    secure: Annotated[
+        bool | None,
+        typer.Option(
+            "--secure-aggregation/--no-secure-aggregation", help="Refuse rounds in which the server could see a reply."
+        ),
+    ] = None,
+    any_time: Annotated[
+        bool, typer.Option("--any-time", help="Train on battery too, and while the machine is in use.")
+    ] = False,
+    training: Annotated[
+        bool, typer.Option("--training/--no-training", help="Open the socket that training rounds come through.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Serve one person's recommender and its page on this machine until Ctrl-C."""
+    """Serve one person's recommender and its page on this machine until Ctrl-C.
+
+    What the owner allows (--privacy to --secure-aggregation) is kept in the profile and holds until it is said anew.
+    """
     from client.profile import Profile
-    from client.service.http import make_app
-    from client.service.person import Person
-    from client.service.running import Address, bound, exclusive, serve_app, token_of
+    from client.service.owner import limits_of
+    from client.service.running import Address, serve_person
 
     opened = Profile.open(home, profile)
-    with exclusive(opened), bound(port) as listener:
-        person = Person(opened, engine=opener_of(engine, model))
-        if not person.empty:
-            _ = person.shop.ranking
+    limits = limits_of(
+        opened,
+        mode=privacy,
+        trust=trust,
+        epsilon=epsilon,
+        delta=delta,
+        user_epsilon=user_epsilon,
+        secure=secure,
+    )
 
-        def ready(address: Address) -> None:
-            if as_json:
-                emit_json({"url": address.url, "page": address.page, "profile": opened.name})
-            sys.stderr.write(f"the page: {address.page}\nleave with Ctrl-C\n")
+    def ready(address: Address) -> None:
+        if as_json:
+            emit_json({"url": address.url, "page": address.page, "profile": opened.name})
+        sys.stderr.write(f"the page: {address.page}\nleave with Ctrl-C\n")
 
-        try:
-            serve_app(make_app(person, token=token_of(opened)), opened, listener, ready=ready)
-        finally:
-            person.close()
+    serve_person(
+        opened,
+        engine=opener_of(engine, model),
+        limits=limits,
+        port=port,
+        training=training,
+        any_time=any_time,
+        ready=ready,
+    )
 
 
 def page(home: Home = HOME, profile: Who = "default", as_json: AsJson = False) -> None:

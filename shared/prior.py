@@ -153,12 +153,16 @@ def soften(q: torch.Tensor, share: torch.Tensor, *, floor: float) -> torch.Tenso
     return torch.where(q < 0, least * (least / larger), larger)  # (q + root) / 2 would cancel to 0 for q < 0
 
 
-def prior_scores(q: torch.Tensor, share: torch.Tensor, *, settings: Prior, fused: bool) -> torch.Tensor:
+def prior_scores(
+    q: torch.Tensor, share: torch.Tensor, *, settings: Prior, fused: bool, deviation: float | None = None
+) -> torch.Tensor:
     """The prior's part of the scores, kappa log soft(q) + fusion q / std q; float32 (..., N).
 
     q: the prior's estimates, float32 (..., N). share: (N,). fused: with the second term, which only a ranking has.
+    deviation: std q over the catalogue, where q is of some of its items only.
     """
     expected = settings.kappa * torch.log(soften(q, share, floor=settings.floor))
     if fused and settings.fusion:
-        expected = expected + settings.fusion * q / q.std(dim=-1, keepdim=True).clamp(min=1e-12)
+        spread = q.std(dim=-1, keepdim=True) if deviation is None else q.new_tensor([deviation])
+        expected = expected + settings.fusion * q / spread.clamp(min=1e-12)
     return expected
