@@ -95,7 +95,7 @@ function sent(one) {
     cell("When", moment(one.time)),
     cell("For", `${phaseWords(one.phase)}, round ${count(one.round)}`, el("span", { class: "hint", dir: "auto" }, plain(one.run, 60))),
     cell("Size", bytes(one.bytes)),
-    cell("Epsilon so far", spent.join(", ") || "none"),
+    cell("Epsilon it cost", spent.join(", ") || "none"),
     cell("Fingerprint", one.refusal && `refused: ${plain(one.refusal, 40)}`, one.digest && el("code", {}, plain(one.digest, 64))),
   );
 }
