@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { bar, byId, el, fill, show } from "./dom.js";
-import { many, number, plain } from "./words.js";
+import { bytes, number, plain } from "./words.js";
 
 const SHOWN = 6;
 
@@ -19,7 +19,7 @@ const share = (layer) => (layer.budget > 0 ? layer.spent / layer.budget : 1);
 
 function drawPill(privacy, worst) {
   const pill = byId("pill");
-  const quiet = privacy.rounds === 0 || !worst;
+  const quiet = privacy.bytes_sent === 0 || !worst;
   const words = quiet ? "Nothing sent" : `ε ${number(worst.spent)} of ${number(worst.budget)}`;
   const long = quiet ? "Privacy: nothing has left this device" : `Privacy: epsilon ${number(worst.spent)} of ${number(worst.budget)} spent`;
   fill(pill, bar(0, quiet ? 0 : share(worst)), el("span", { "aria-hidden": "true" }, words), el("span", { class: "unseen" }, long));
@@ -41,7 +41,7 @@ function leaning(interests) {
 }
 
 function spent(privacy) {
-  const words = privacy.rounds ? `In ${many(privacy.rounds, "message")}; there was no event in ${privacy.rounds === 1 ? "it" : "them"}.` : "Nothing has left this device.";
+  const words = privacy.bytes_sent ? `${bytes(privacy.bytes_sent)} of numbers sent, and no event.` : "Nothing has left this device.";
   const row = (one) => el("li", {}, el("span", {}, `${number(one.spent)} of ${number(one.budget)} (${plain(one.unit, 20)})`), bar(0, share(one)));
   return el(
     "section",

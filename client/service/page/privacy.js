@@ -53,7 +53,7 @@ function drawTiles(found) {
   const tile = (figure, words) => el("div", { class: "tile figure-tile" }, el("strong", {}, figure), el("span", {}, words));
   fill(
     byId("privacy-tiles"),
-    tile(count(found.rounds), found.rounds === 1 ? "round taken part in" : "rounds taken part in"),
+    tile(count(found.rounds), found.rounds === 1 ? "training round taken part in" : "training rounds taken part in"),
     tile(bytes(found.bytes_sent), "sent in all"),
     tile(found.participate ? "On" : "Paused", "taking part in training"),
   );
@@ -79,7 +79,7 @@ function layer(one) {
 
 function drawSent(found) {
   byId("sent-hint").textContent = found.sent.length
-    ? `The newest ${many(found.sent.length, "message")} of ${count(found.rounds)} rounds. The fingerprint is the SHA-256 of exactly what was sent.`
+    ? `The newest ${many(found.sent.length, "message")}. The fingerprint is the SHA-256 of exactly what was sent.`
     : "Nothing has left this device.";
   show(byId("sent"), found.sent.length > 0);
   show(byId("sent-more"), found.sent.length >= size);
@@ -88,15 +88,14 @@ function drawSent(found) {
 
 function sent(one) {
   const spent = Object.entries(one.epsilon).map(([unit, value]) => `${number(value)} (${plain(unit, 20)})`);
-  const cell = (label, ...children) => el("td", { "data-label": label }, ...children);
-  const print = one.refusal ? `refused: ${plain(one.refusal, 40)}` : plain(one.digest, 64);
+  const cell = (label, ...children) => el("td", { "data-label": label }, ...children.filter(Boolean));
   return el(
     "tr",
     {},
     cell("When", moment(one.time)),
     cell("For", `${phaseWords(one.phase)}, round ${count(one.round)}`, el("span", { class: "hint", dir: "auto" }, plain(one.run, 60))),
     cell("Size", bytes(one.bytes)),
-    cell("Epsilon so far", spent.join(", ") || "none"),
-    cell("Fingerprint", el("code", { title: print }, print)),
+    cell("Epsilon it cost", spent.join(", ") || "none"),
+    cell("Fingerprint", one.refusal && `refused: ${plain(one.refusal, 40)}`, one.digest && el("code", {}, plain(one.digest, 64))),
   );
 }

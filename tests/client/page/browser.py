@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,11 +62,14 @@ def chromium() -> Iterator[Any]:
 
 
 @contextmanager
-def served(home: Path, *, catalogue: Catalogue | None = None) -> Iterator[str]:
-    """The link that opens the page of a service on a free port. catalogue: what the profile has to rank."""
+def served(home: Path, *, catalogue: Catalogue | None = None, options: Sequence[str] = ()) -> Iterator[str]:
+    """The link that opens the page of a service on a free port.
+
+    catalogue: what the profile has to rank. options: of `homerank-client serve`.
+    """
     if catalogue is not None:
         save_catalogue(catalogue, Profile.open(home).catalogue)
-    command = [sys.executable, "-m", "client", "serve", "--home", str(home), "--port", "0", "--json"]
+    command = [sys.executable, "-m", "client", "serve", "--home", str(home), "--port", "0", "--json", *options]
     given = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with (home / "serve.log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=given, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -127,7 +130,7 @@ class Visit:
         before = self.titles()
         self.page.click(f"#cards > li:nth-child({place}) [data-act={what}]")
         self.page.wait_for_function(
-            "before => JSON.stringify([...document.querySelectorAll('#cards .title')].map(t => t.innerText)) !== before",
+            "was => JSON.stringify([...document.querySelectorAll('#cards .title')].map(one => one.innerText)) !== was",
             arg=json.dumps(before, ensure_ascii=False, separators=(",", ":")),
         )
         self.settled()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shared.catalogue import Catalogue
-from tests.client.page.browser import Visit, served, visit
+from tests.client.page.browser import Visit, call, served, visit
 
 pytestmark = pytest.mark.slow
 
@@ -190,6 +190,36 @@ def test_pausing_is_kept_and_the_meter_says_what_was_spent(browser: Any, link: s
         page.reload()
         page.wait_for_selector("#privacy-layers .layer")
         assert not page.locator("#participate").is_checked()
+
+
+def test_what_left_the_device_is_told_on_every_page(browser: Any, link: str) -> None:
+    """The answer is made up, since a round takes a server; tests/client/service/test_door.py makes real ones."""
+    digest = "ab" * 32
+    row = {"time": 1.7e9, "run": "spring", "round": 0, "phase": "popularity", "bytes": 2500, "digest": digest}
+    told = call(link, "GET", "/v1/privacy")
+    told["layers"][0]["spent"] = 7.25
+    told |= {"bytes_sent": 2500, "sent": [{**row, "refusal": "", "epsilon": {"event": 7.25}}]}
+    refusal = {**row, "digest": "cd" * 32, "refusal": "budget", "epsilon": {}}
+    with visit(browser, link) as seen:
+        page = seen.page
+        skip_welcome(seen)
+        assert page.locator("#pill").inner_text().startswith("Nothing sent")
+        page.route("**/v1/privacy?*", lambda route: route.fulfill(json=told))
+        seen.act("click")
+        page.wait_for_function("() => document.querySelector('#pill').innerText.startsWith('ε 7.25 of 8')")
+        assert "2.5 kB of numbers sent, and no event" in page.locator("#glance").inner_text()
+        told["sent"].append(refusal)
+        seen.open("privacy")
+        assert page.get_by_role("meter").get_attribute("aria-valuetext") == "7.25 of 8"
+        assert page.locator(".layer .nearly").count() == 1
+        rows = page.locator("#sent-rows tr").all_inner_texts()
+        assert [part in rows[0] for part in ("spring", "how often items occur", "2.5 kB", "7.25 (event)", digest)] == [
+            True
+        ] * 5
+        assert "refused: budget" in rows[1]
+        told["ledger"], told["layers"] = "found a broken chain", []
+        page.reload()
+        page.get_by_text("found a broken chain").wait_for()
 
 
 def test_import_through_the_page_and_export_again(

@@ -18,7 +18,8 @@ FOCUS = "() => { const at = document.activeElement; return [at.id, at.dataset.ac
 RING = """() => {
   const at = document.activeElement;
   const around = [at, at.nextElementSibling, at.closest('form')].filter(Boolean);
-  return around.some(one => getComputedStyle(one).outlineStyle === 'solid' && parseFloat(getComputedStyle(one).outlineWidth) >= 2);
+  const styles = around.map(one => getComputedStyle(one));
+  return styles.some(style => style.outlineStyle === 'solid' && parseFloat(style.outlineWidth) >= 2);
 }"""
 #: Controls that cannot be pressed with a finger: smaller than 24 by 24 pixels (WCAG 2.2, 2.5.8).
 SMALL = """() => [...document.querySelectorAll('button, input, select, nav a')].filter(one => {
@@ -172,7 +173,8 @@ def test_cards_move_only_for_whom_motion_is_no_trouble(browser: Any, link: str, 
         seen.settled()
         seen.page.evaluate(
             "() => { window.moved = 0; const animate = Element.prototype.animate;"
-            " Element.prototype.animate = function (...given) { window.moved += 1; return animate.apply(this, given) } }"
+            " Element.prototype.animate = function (...given) {"
+            " window.moved += 1; return animate.apply(this, given) } }"
         )
         seen.act("like")
         assert (seen.page.evaluate("() => window.moved") > 0) is moves
