@@ -118,6 +118,10 @@ def _service(profile: Profile) -> Finding:
 
 def _torch() -> Finding:
     """Whether the full engine can run, without importing it."""
-    if importlib.util.find_spec("torch") is None:
+    try:
+        there = importlib.util.find_spec("torch") is not None
+    except (ImportError, ValueError):  # a finder, or a module put in its place, that says no
+        there = False
+    if not there:
         return Finding("torch", True, "not installed; use --engine int8 or student with an exported model")
     return Finding("torch", True, "installed")

@@ -45,5 +45,4 @@ class _Exported:
     def __call__(self, catalogue: Catalogue, history: History, folder: Path | None) -> Engine:
         from client.compact.engine import CompactEngine
 
-        kind = "int8" if self._kind == "int8" else "student"
-        return CompactEngine.open(self._model, catalogue, history, kind=kind)
+        return CompactEngine.open(self._model, catalogue, history, kind=self._kind)

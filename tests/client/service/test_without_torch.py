@@ -40,7 +40,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model exported from a profile's adapter."""
     folder = tmp_path_factory.mktemp("export")
     profile = profile_at(folder / "home")
-    export_model(open_runtime(profile.adapter, SHELF), folder / "model", kinds=("int8", "student"), histories=32)
+    runtime, adapter = open_runtime(SHELF, profile.adapter)
+    export_model(runtime, folder / "model", kinds=("int8", "student"), adapter=adapter, histories=32)
     return folder / "model"
 
 
