@@ -8,9 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from client import cli_data, cli_service
-from client.cli_benchmark import benchmark
-from client.cli_export import export_model
+from client import cli_benchmark, cli_data, cli_export, cli_service, cli_update
 from shared.terminal import emit_json, run_cli
 
 app = typer.Typer(
@@ -30,6 +28,7 @@ def _program() -> None:
 
 cli_service.add_commands(app)
 cli_data.add_commands(app)
+cli_update.add_commands(app)
 
 
 @app.command()
