@@ -51,11 +51,14 @@ class Site:
         class Handler(SimpleHTTPRequestHandler):
             """Files of a folder, and what was asked for."""
 
+            protocol_version = "HTTP/1.1"  # one handshake for all files
+
             def do_GET(self) -> None:
                 asked.append(self.path)
                 if self.path.startswith("/elsewhere/"):
                     self.send_response(302)
                     self.send_header("location", self.path.replace("/elsewhere/", "/releases/"))
+                    self.send_header("content-length", "0")
                     self.end_headers()
                 else:
                     super().do_GET()
