@@ -8,7 +8,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from client import cli_benchmark, cli_data, cli_export, cli_service, cli_update
+from client import cli_data, cli_service, cli_update
+from client.cli_benchmark import benchmark
+from client.cli_export import export_model
 from shared.terminal import emit_json, run_cli
 
 app = typer.Typer(

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from client.door.delivery import previous
 from client.downloads import Source, source_of
 from client.profile import Profile
 from client.publisher import Memory, Publisher
@@ -105,11 +106,11 @@ def go_back(profile: Profile, *, install: Install) -> str:
 
     AdapterError when there is none, or it does not fit any more; nothing changes then.
     """
-    previous = profile.adapter.with_name("adapter.previous")
-    if not previous.is_dir():
+    if not previous(profile.adapter).is_dir():
         raise AdapterError("found no adapter before this one; expected adapter.previous in the profile")
     with _alone(profile), TemporaryDirectory(prefix=".back-", dir=profile.folder) as scratch:
-        copy = Path(shutil.copytree(previous, Path(scratch) / "adapter"))  # installing exchanges the two folders
+        copy = Path(scratch) / "adapter"  # installing puts another adapter where this one lies
+        shutil.copytree(previous(profile.adapter), copy)
         manifest = load_adapter(copy)[2]
         install(copy)
     return f"run {manifest.get('run')}, round {manifest.get('round')}"
@@ -180,12 +181,11 @@ def _installed(profile: Profile, release: AdapterRelease, folder: Path, install:
 
 def _put_back(profile: Profile, before: dict[str, str]) -> None:
     """Undo an installation that had already exchanged the folders."""
-    previous = profile.adapter.with_name("adapter.previous")
     if _content(profile.adapter) == before:
         return
     shutil.rmtree(profile.adapter, ignore_errors=True)
-    if before and _content(previous) == before:
-        previous.rename(profile.adapter)
+    if before and _content(previous(profile.adapter)) == before:
+        previous(profile.adapter).rename(profile.adapter)
 
 
 def _content(folder: Path) -> dict[str, str]:

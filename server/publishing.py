@@ -46,6 +46,8 @@ from shared.version import version as program_version
 
 PUBLISHER = "publisher.json"
 PUBLISHER_SCHEMA = 1
+#: Where a deployment's own server shows DIR/releases.
+ROUTE = "/v1/releases"
 
 
 @dataclass(frozen=True)
@@ -191,13 +193,23 @@ def _point_to(places: Path, version: int) -> None:
 
 
 def _write_publisher(folder: Path, key: Ed25519PublicKey, *, url: str) -> None:
-    """What a device pins. An address given once is kept until another is given."""
+    """What a device pins. An address given once is kept until another is given; the server's own, unless one is."""
     place, authority = folder / PUBLISHER, folder / "ca.pem"
-    known: dict[str, Any] = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
+    known = _object(place)
+    public = _object(folder / "server.json").get("public")
     ca = authority.read_text(encoding="utf-8") if authority.exists() else ""
-    facts = {"schema": PUBLISHER_SCHEMA, "key": key_pem(key), "ca": ca, "url": url or known.get("url", "")}
+    address = url or known.get("url") or (f"https://{public}{ROUTE}" if public else "")
+    facts = {"schema": PUBLISHER_SCHEMA, "key": key_pem(key), "ca": ca, "url": address}
     if facts != known:
         write_json(place, facts)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON object of a file, {} for anything else."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 @contextmanager

@@ -69,6 +69,9 @@ def test_a_run_of_real_devices_becomes_a_release_that_verifies(real: Path, place
 
 def test_what_devices_pin_is_the_key_the_authority_and_the_address(real: Path, place: Path) -> None:
     (place / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    (place / "server.json").write_text('{"public": "example.org:8443", "port": 1}')
+    publish(place, real)
+    assert json.loads((place / "publisher.json").read_text())["url"] == "https://example.org:8443/v1/releases"
     publish(place, real, url="https://host/releases")
     publish(place, real)  # keeps the address
     facts = json.loads((place / "publisher.json").read_text())
