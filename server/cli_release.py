@@ -22,7 +22,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 
 def add_commands(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (publish, releases):
+    for command in (publish, releases, dashboard):
         app.command()(command)
 
 
@@ -69,6 +69,30 @@ def releases(folder: Folder, as_json: Json = False) -> None:
             sys.stdout.write("no releases yet\n")
     if any(one.problem for one in found):
         raise typer.Exit(1)
+
+
+def dashboard(
+    folder: Folder,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8790,
+    run: Annotated[
+        Path | None, typer.Option(help="The run to show; the newest of DIR unless given.", metavar="RUN")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show rounds, cohorts, refusals, updates, epsilon, adapters and devices on a page of this machine until Ctrl-C.
+
+    Figures for Prometheus are at /metrics of the same port and need no token.
+    """
+    from server.dashboard import serve
+    from shared.loopback import bound
+
+    def ready(link: str) -> None:
+        if as_json:
+            emit_json({"page": link, "metrics": link.partition("?")[0] + "metrics"})
+        sys.stderr.write(f"the dashboard: {link}\nleave with Ctrl-C\n")
+
+    with bound(port) as listener:
+        serve(folder, listener, run=run, ready=ready)
 
 
 def _row(one: Published) -> dict[str, Any]:

@@ -17,15 +17,17 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from server.journal import JOURNAL, Journal
 from server.provenance import origin_of, read_privacy, require_ledger
-from server.signing import signed, signing_key
+from server.signing import public_key, signed, signing_key
 from shared.artifacts import load_adapter, write_json
 from shared.errors import AdapterError, DeploymentError, RunError
 from shared.releases import (
@@ -39,6 +41,7 @@ from shared.releases import (
     file_hash,
     key_id,
     key_pem,
+    read_key,
     read_release,
     verify_release,
 )
@@ -111,6 +114,8 @@ def publish(
         _write_release(places, adapter, release, {MANIFEST: content, SIGNATURE: signature})
         verify_release(places / str(version), key=pinned)
         _point_to(places, version)
+    with suppress(RunError):  # the release is out, whether the journal has room for it or not
+        Journal(folder / JOURNAL).write("release", run=release.run, version=version, bytes=release.size)
     return release, True
 
 
@@ -119,7 +124,7 @@ def published(folder: Path) -> list[Published]:
     places = folder.expanduser().resolve() / "releases"
     if not places.is_dir():
         return []
-    key = signing_key(places.parent).public_key()
+    key = public_key(places.parent)
     return [_verified(places, number, key=key) for number in _versions(places)]
 
 
@@ -228,11 +233,20 @@ def _versions(places: Path) -> list[int]:
 
 
 def _verified(places: Path, number: int, *, key: Ed25519PublicKey) -> Published:
-    place, latest = places / str(number), number == latest_version(places.parent)
+    place = places / str(number)
+    stamps = tuple(sorted((path.name, (of := path.lstat()).st_size, of.st_mtime_ns) for path in place.iterdir()))
+    release, privacy, problem = _judged(place, number, key_pem(key), stamps)
+    return Published(number, number == latest_version(places.parent), release, privacy, problem)
+
+
+@lru_cache(maxsize=1024)  # who watches a server asks every few seconds; the files stay as they are
+def _judged(
+    place: Path, number: int, key: str, stamps: tuple[object, ...]
+) -> tuple[AdapterRelease | None, dict[str, Any], str]:
     try:
-        release = verify_release(place, key=key)
+        release = verify_release(place, key=read_key(key))
         if release.version != number:
             raise AdapterError(f"{place}: found version {release.version} in it; expected {number}")
-        return Published(number, latest, release, read_privacy(place))
+        return release, read_privacy(place), ""
     except AdapterError as error:
-        return Published(number, latest, None, {}, str(error))
+        return None, {}, str(error)

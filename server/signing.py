@@ -11,12 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from shared.artifacts import write_atomic
 from shared.errors import DeploymentError
-from shared.releases import SIGNED, key_pem
+from shared.releases import SIGNED, key_pem, read_key
 
 KEY, PUBLIC = "release.key", "release.pub"
 
@@ -42,6 +42,14 @@ def signing_key(folder: Path) -> Ed25519PrivateKey:
     if not public.exists() or public.read_bytes() != pem:
         write_atomic(public, pem)
     return key
+
+
+def public_key(folder: Path) -> Ed25519PublicKey:
+    """The public half alone, which everybody may read. DeploymentError when there is none."""
+    try:
+        return read_key((folder / PUBLIC).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DeploymentError(f"{folder / PUBLIC}: found no public key ({error}); publish a release first") from None
 
 
 def signed(manifest: bytes, key: Ed25519PrivateKey) -> bytes:
