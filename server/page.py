@@ -119,7 +119,7 @@ def _tiles(found: Overview) -> str:
         tiles["replies accepted"] = f"{run.accepted:,}"
         tiles["replies not used"] = f"{run.refused.total():,}"
         tiles |= {f"ε per {_unit(one.unit)}": f"{one.epsilon:.2f} of {one.budget:g}" for one in run.spent}
-    tiles["adapter released"] = f"version {found.latest.version}" if found.latest else "none yet"
+    tiles["adapter"] = f"version {found.latest.version}" if found.latest else "none yet"
     return "".join(
         f'<div class="tile"><span>{text(name)}</span><b>{text(value)}</b></div>' for name, value in tiles.items()
     )
@@ -144,7 +144,7 @@ def _rounds(run: RunView) -> str:
         "Cohort by round: devices asked, and what became of it",
         plots.step_chart(_numbers(rounds), layers) + legend(marks),
     )
-    charts += _line("Seconds by round", rounds, "seconds")
+    charts += _line("Seconds by round", rounds, "seconds", floor=0.0)
     unreleased = [f"{row['round']:g}" for row in rounds if not row.get("released", True)]
     below = f"Below the quorum, so nothing was released: round {', '.join(unreleased[-12:])}." if unreleased else ""
     return f'<div class="two">{charts}</div>{note(below) if below else ""}'
@@ -199,7 +199,9 @@ def _spending(journal: Sequence[Row], run: RunView, one: Spent) -> str:
     mine = [row for row in journal if row.get("event") == "exchange" and row.get("run") == run.name]
     by_round = {row["round"]: row["epsilon"][one.unit] for row in mine if one.unit in (row.get("epsilon") or {})}
     rows = [{"round": number, "epsilon": value} for number, value in by_round.items()]
-    return _line(f"ε per {_unit(one.unit)} by round; dashed: the budget", rows, "epsilon", baseline=one.budget)
+    return _line(
+        f"ε per {_unit(one.unit)} by round; dashed: the budget", rows, "epsilon", baseline=one.budget, floor=0.0
+    )
 
 
 def _releases(found: Overview) -> str:
@@ -249,10 +251,12 @@ def _server(found: Overview) -> str:
     return f'<div class="facts">{pairs(facts)}</div>'
 
 
-def _line(caption: str, rows: Sequence[Row], key: str, *, baseline: float | None = None) -> str:
+def _line(
+    caption: str, rows: Sequence[Row], key: str, *, baseline: float | None = None, floor: float | None = None
+) -> str:
     """A line over rounds; nothing for fewer than two points."""
     points = plots.series(rows, key)
-    return captioned(caption, plots.line_chart(points, baseline=baseline)) if len(points) > 1 else ""
+    return captioned(caption, plots.line_chart(points, baseline=baseline, floor=floor)) if len(points) > 1 else ""
 
 
 def _moves(run: RunView, key: str) -> bool:

@@ -122,6 +122,7 @@ def bound(port: int) -> Iterator[socket.socket]:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((HOST, port))
+        listener.listen(128)  # who is told of the address now may connect now; it waits until it is served
         yield listener
     except OSError as error:
         raise DeploymentError(f"port {port}: {error.strerror}; choose another with --port, or 0 for any") from None
