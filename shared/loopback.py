@@ -118,16 +118,14 @@ def read_token(path: Path) -> str:
 @contextmanager
 def bound(port: int) -> Iterator[socket.socket]:
     """A socket that listens on loopback; port 0 takes a free one. DeploymentError when the port is taken."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, port))
-        listener.listen(128)  # who is told of the address now may connect now; it waits until it is served
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((HOST, port))
+            listener.listen(128)  # who is told of the address now may connect now; it waits until it is served
+        except OSError as error:
+            raise DeploymentError(f"port {port}: {error.strerror}; choose another with --port, or 0 for any") from None
         yield listener
-    except OSError as error:
-        raise DeploymentError(f"port {port}: {error.strerror}; choose another with --port, or 0 for any") from None
-    finally:
-        listener.close()
 
 
 def _same_site(headers: Headers) -> bool:
