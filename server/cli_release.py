@@ -42,17 +42,27 @@ def publish(
 
     The first time makes the signing key, DIR/release.key. Hand DIR/publisher.json to devices: they pin it.
     """
+    from server.provenance import read_privacy
     from server.publishing import PUBLISHER
     from server.publishing import publish as sign_and_write
 
     release, new = sign_and_write(folder, run, name=name, simulation=simulation, url=url)
-    facts = {"version": release.version, "new": new, "name": release.name, "bytes": release.size, "key": release.key}
+    privacy = read_privacy(run / "adapter")
+    facts: dict[str, Any] = {
+        "version": release.version,
+        "new": new,
+        "name": release.name,
+        "bytes": release.size,
+        "key": release.key,
+    }
     if as_json:
+        facts |= {"mode": privacy["mode"], "epsilon": _epsilons(privacy)}
         emit_json({**facts, "folder": str(folder / "releases" / str(release.version))})
         return
     what = "published" if new else "was published before:"
     sys.stdout.write(f"{what} release {release.version}, {release.size:,} bytes, signed by key {release.key}\n")
     sys.stdout.write(f"devices pin {folder / PUBLISHER} and fetch {folder / 'releases'} over HTTPS\n")
+    sys.stdout.write(privacy["statement"] + "\n")
 
 
 def releases(folder: Folder, as_json: Json = False) -> None:

@@ -5,13 +5,17 @@ Everything may be missing: a new deployment has no run, a run without privacy no
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from server.checkpoint import whole_rows
 from server.journal import JOURNAL, Journal
@@ -93,7 +97,7 @@ def look(folder: Path, *, run: Path | None = None, clock: Callable[[], float] = 
     folder = folder.expanduser().resolve()
     journal = Journal(folder / JOURNAL).rows()
     releases, problem = _releases(folder)
-    view, known = _run(folder, run or newest_run(folder), journal)
+    view, known = _run(folder, run or newest_run(folder))
     return Overview(
         folder=folder,
         now=clock(),
@@ -109,10 +113,19 @@ def look(folder: Path, *, run: Path | None = None, clock: Callable[[], float] = 
 
 
 def newest_run(folder: Path) -> Path | None:
-    """The run folder that changed last: DIR itself, DIR/run, or one under DIR/runs. None when there is none."""
-    places = [folder, folder / "run", *sorted((folder / "runs").glob("*"))]
+    """The run folder that changed last: DIR, DIR/run, one under DIR/runs, or the one the newest bundle names."""
+    places = [folder, folder / "run", *sorted((folder / "runs").glob("*")), *_told_elsewhere(folder)]
     found = [place for place in places if (place / "config.toml").is_file()]
     return max(found, key=_changed_or_made, default=None)
+
+
+def _told_elsewhere(folder: Path) -> list[Path]:
+    """The run folder that the newest bundle names."""
+    try:
+        bundle = tomllib.loads((folder / "app" / "pyproject.toml").read_text(encoding="utf-8"))
+        return [Path(str(bundle["tool"]["flwr"]["app"]["config"]["out"]))]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _changed_or_made(run: Path) -> float:
@@ -124,7 +137,7 @@ def _changed(run: Path) -> float | None:
     return metrics.stat().st_mtime if metrics.exists() else None
 
 
-def _run(folder: Path, run: Path | None, journal: Sequence[Row]) -> tuple[RunView | None, int]:
+def _run(folder: Path, run: Path | None) -> tuple[RunView | None, int]:
     """The run, and how many runs its ledger knows."""
     if run is None or not (run / "config.toml").is_file():
         return None, 0
@@ -142,17 +155,20 @@ def _run(folder: Path, run: Path | None, journal: Sequence[Row]) -> tuple[RunVie
             finally:
                 ledger.close()
             known = len(runs)
-            name = _name_of(journal, runs)
+            name = _name_of(run)
             spent = spent_by(entries, run=name)
         except HomerankError as error:
             problem = str(error)
     return RunView(run, config, rows, _changed(run), name, spent, problem), known
 
 
-def _name_of(journal: Sequence[Row], runs: Sequence[str]) -> str:
-    """The run's name: the newest in the journal, else the newest that the ledger knows."""
-    named = next((str(row["run"]) for row in reversed(journal) if row.get("event") == "exchange" and "run" in row), "")
-    return named or (runs[-1] if runs else "")
+def _name_of(run: Path) -> str:
+    """The run's name as its checkpoint tells, "" before there is one."""
+    try:
+        with safe_open(str(run / "checkpoint.safetensors"), framework="numpy") as checkpoint:
+            return str(json.loads(checkpoint.metadata()["state"])["run"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _releases(folder: Path) -> tuple[list[Published], str]:

@@ -12,6 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
@@ -30,6 +31,7 @@ from shared.releases import ADAPTER_FILES, LATEST, key_id, key_pem
 from shared.schema import Item
 from simulations.runfolder import RunFolder
 from tests.releases import BACKBONE, KEY, OTHER_KEY, bare_adapter, facts_of, point_to, write_release
+from tests.server.programs import program
 from tests.server.small_server import whole_run
 from tests.simulations.tiny_runs import write_data
 
@@ -603,3 +605,24 @@ def test_the_command_pins_updates_and_goes_back(
     assert "installed release 2 after 1" in cli.invoke(app, ["update", *home]).stdout
     assert "the adapter before ranks again" in cli.invoke(app, ["update", "--back", *home]).stdout
     assert json.loads(cli.invoke(app, ["update", *home, "--json"]).stdout) == {"version": 2, "before": 2, "new": False}
+
+
+@pytest.mark.slow
+def test_a_running_service_changes_to_a_release_without_a_pause(
+    place: Path, trained: RunFolder, tmp_path: Path, own_cache: Path
+) -> None:
+    """The command finds the service, which ranks with the new adapter and goes on answering."""
+    home = str(tmp_path / "home")
+    profile = Profile.open(tmp_path / "home")
+    save_catalogue(trained.catalogue, profile.catalogue)
+    pin(profile, Publisher.read(place / "publisher.json"))
+    serving = ("client", "serve", "--home", home, "--port", "0", "--no-training")
+    with program(*serving, expect=143) as facts:
+        headers = {"authorization": f"Bearer {facts['page'].partition('token=')[2]}"}
+        with httpx.Client(base_url=facts["url"], headers=headers, trust_env=False, timeout=60) as service:
+            assert service.get("/v1/status").json()["adapter"] == {}
+            done = CliRunner().invoke(app, ["update", "--home", home, "--json"])
+            assert done.exit_code == 0, done.output
+            assert json.loads(done.stdout)["version"] == 1
+            assert service.get("/v1/status").json()["adapter"]["round"] == "3"
+            assert len(service.post("/v1/recommend", json={"k": 5}).json()["slate"]) == 5

@@ -24,6 +24,7 @@ from server.gauges import exposition
 from server.overview import look, newest_run
 from server.page import BUSY, CALM, REASONS, page
 from server.population import Population, population
+from server.runs import write_bundle
 from shared.loopback import read_token
 from shared.protocol import REFUSALS
 from tests.server.programs import program
@@ -110,6 +111,25 @@ def test_the_newest_run_is_shown_unless_one_is_named(copy: Path) -> None:
     assert newest_run(copy) == later
     assert look(copy, run=copy / "run").run is not None
     assert len(look(copy, run=copy / "run").run.training) == ROUNDS  # type: ignore[union-attr]
+
+
+def test_a_run_that_was_written_elsewhere_is_found_through_its_bundle(copy: Path, tmp_path: Path) -> None:
+    (copy / "run").rename(tmp_path / "elsewhere")
+    assert look(copy).run is None
+    components = ("server.app:app", "client.app:app")
+    write_bundle(copy / "app", run_config={"out": str(tmp_path / "elsewhere")}, components=components)
+    found = look(copy)
+    assert found.run is not None
+    assert found.run.folder == tmp_path / "elsewhere"
+    assert len(found.run.spent) == 2
+
+
+def test_a_run_that_the_ledger_does_not_know_is_not_shown_another_ones_spending(copy: Path) -> None:
+    (copy / "run" / "checkpoint.safetensors").unlink()
+    found = look(copy)
+    assert found.run is not None
+    assert (found.run.name, found.run.spent) == ("", ())
+    assert "Nothing was charged yet." in page(found)
 
 
 def test_a_ledger_that_was_put_back_is_a_problem_and_not_a_crash(copy: Path) -> None:

@@ -245,7 +245,7 @@ def test_the_commands_publish_and_list(real: Path, place: Path) -> None:
     done = cli.invoke(app, ["publish", str(place), "--run", str(real), "--name", "autumn", "--json"])
     assert done.exit_code == 0
     facts = json.loads(done.stdout)
-    assert (facts["version"], facts["new"], facts["name"]) == (1, True, "autumn")
+    assert (facts["version"], facts["new"], facts["name"], facts["mode"]) == (1, True, "autumn", "both")
     stated = json.loads((real / "adapter" / "privacy.json").read_text())
     (row,) = json.loads(cli.invoke(app, ["releases", str(place), "--json"]).stdout)["releases"]
     assert (row["version"], row["latest"], row["mode"], row["bytes"]) == (1, True, "both", facts["bytes"])
