@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from starlette.responses import HTMLResponse, PlainTextResponse
 
 from server.gauges import exposition
-from server.overview import Overview, look
+from server.glance import Glance, look
 from server.page import page
 from shared.errors import DeploymentError
 from shared.loopback import HOST, Gate, Rules, read_token
@@ -82,7 +82,7 @@ def serve(
     server.run(sockets=[listener])
 
 
-def facts_of(found: Overview) -> dict[str, Any]:
+def facts_of(found: Glance) -> dict[str, Any]:
     """An overview as JSON values."""
     run = found.run
     return {

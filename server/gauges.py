@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from server.overview import Overview
+from server.glance import Glance
 
 Sample = tuple[Mapping[str, str], float | None]
 
 
-def exposition(found: Overview) -> str:
+def exposition(found: Glance) -> str:
     """The exposition format of Prometheus; what is not known is left out."""
     run, last = found.run, found.run.training[-1] if found.run and found.run.training else {}
     lines: list[str] = []

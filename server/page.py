@@ -11,7 +11,7 @@ from importlib.resources import files
 from itertools import pairwise
 from string import Template
 
-from server.overview import Overview, Row, RunView
+from server.glance import Glance, Row, RunView
 from server.publishing import Published
 from server.spending import Spent
 from shared import plots
@@ -53,7 +53,7 @@ SHIPPED = {
 }
 
 
-def page(found: Overview) -> str:
+def page(found: Glance) -> str:
     """The whole page."""
     run = found.run
     headline, pills = _headline(found)
@@ -73,7 +73,7 @@ def page(found: Overview) -> str:
     )
 
 
-def _of_run(found: Overview, run: RunView) -> list[str]:
+def _of_run(found: Glance, run: RunView) -> list[str]:
     return [
         _card("rounds", "Rounds", _rounds(run)),
         _card("refusals", "Replies that were not used, and why", _refusals(run)),
@@ -86,7 +86,7 @@ def _card(name: str, heading: str, body: str) -> str:
     return f'<section class="card" id="{name}"><h2>{heading}</h2>{body}</section>'
 
 
-def _headline(found: Overview) -> tuple[str, list[tuple[str, str]]]:
+def _headline(found: Glance) -> tuple[str, list[tuple[str, str]]]:
     """What goes on in a sentence, and the marks below it."""
     run = found.run
     if run is None:
@@ -107,7 +107,7 @@ def _headline(found: Overview) -> tuple[str, list[tuple[str, str]]]:
     return f"Round {done} of {planned} is done", [("open", "in progress"), protection]
 
 
-def _tiles(found: Overview) -> str:
+def _tiles(found: Glance) -> str:
     run, devices = found.run, found.devices
     tiles: dict[str, str] = {}
     if run is not None:
@@ -172,7 +172,7 @@ def _updates(run: RunView) -> str:
     return note(about) + f'<div class="two">{chart}{clips if _moves(run, "clip") else ""}</div>'
 
 
-def _privacy(found: Overview, run: RunView) -> str:
+def _privacy(found: Glance, run: RunView) -> str:
     if run.problem:
         return banner("The ledger cannot be read.", run.problem)
     if run.config.privacy.mode == "none":
@@ -204,7 +204,7 @@ def _spending(journal: Sequence[Row], run: RunView, one: Spent) -> str:
     )
 
 
-def _releases(found: Overview) -> str:
+def _releases(found: Glance) -> str:
     if found.releases_problem:
         return banner("The releases cannot be read.", found.releases_problem)
     if not found.releases:
@@ -231,7 +231,7 @@ def _entry(lead: str, name: str, words: str) -> str:
     return f'<li><b>{text(lead)}</b><span>{name}</span><p class="soft">{text(words)}</p></li>'
 
 
-def _server(found: Overview) -> str:
+def _server(found: Glance) -> str:
     devices, facts = found.devices, {}
     if devices.members is not None:
         facts["devices that may take part"] = f"{devices.members:,}"

@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from server import progress
 from server.dashboard import RULES, TOKEN, make_app
 from server.gauges import exposition
-from server.overview import look, newest_run
+from server.glance import look, newest_run
 from server.page import BUSY, CALM, REASONS, page
 from server.population import Population, population
 from server.runs import write_bundle
@@ -122,6 +122,9 @@ def test_a_run_that_was_written_elsewhere_is_found_through_its_bundle(copy: Path
     assert found.run is not None
     assert found.run.folder == tmp_path / "elsewhere"
     assert len(found.run.spent) == 2
+    shutil.rmtree(copy / "app")
+    (copy / "rounds.json").write_text(json.dumps({"folder": str(tmp_path / "elsewhere"), "state": "running"}))
+    assert newest_run(copy) == tmp_path / "elsewhere"
 
 
 def test_a_run_that_the_ledger_does_not_know_is_not_shown_another_ones_spending(copy: Path) -> None:

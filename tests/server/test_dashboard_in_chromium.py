@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,21 +11,12 @@ from typing import Any
 import pytest
 
 from server.page import BUSY
+from tests.client.page.browser import chromium
 from tests.server.programs import program
 from tests.server.watched import ROUNDS
 
 pytestmark = pytest.mark.slow
 
-ARGUMENTS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 SIZES = {"screen": (1120, 800), "phone": (390, 800), "narrow": (320, 700)}
 #: Texts whose contrast with what lies behind them is below what people need (WCAG AA), and what sticks out.
 FAINT_TEXT = """() => {
@@ -57,16 +47,8 @@ STICKING_OUT = """() => [...document.querySelectorAll('main *')].filter(node => 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    pytest.importorskip("playwright.sync_api", reason="found no playwright; install it: pip install -e '.[dev]'")
-    path = os.environ.get("HOMERANK_CHROMIUM") or shutil.which("chromium")
-    if not path:
-        pytest.skip("found no chromium; install it (apt-get install chromium) or set HOMERANK_CHROMIUM")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 class Visit:

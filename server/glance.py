@@ -11,6 +11,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class RunView:
 
 
 @dataclass(frozen=True)
-class Overview:
+class Glance:
     """One moment of a server. now: seconds UTC. journal: its newest lines, oldest first. free: bytes on its disk.
 
     certificate_ends: seconds UTC, None without a certificate. runs_known: how many its ledger knows.
@@ -92,13 +93,13 @@ class Overview:
         return next((one for one in self.releases if one.latest), None)
 
 
-def look(folder: Path, *, run: Path | None = None, clock: Callable[[], float] = time.time) -> Overview:
+def look(folder: Path, *, run: Path | None = None, clock: Callable[[], float] = time.time) -> Glance:
     """Read everything. run: its folder, the newest of the deployment unless given. clock: seconds UTC now."""
     folder = folder.expanduser().resolve()
     journal = Journal(folder / JOURNAL).rows()
     releases, problem = _releases(folder)
     view, known = _run(folder, run or newest_run(folder))
-    return Overview(
+    return Glance(
         folder=folder,
         now=clock(),
         run=view,
@@ -113,19 +114,21 @@ def look(folder: Path, *, run: Path | None = None, clock: Callable[[], float] = 
 
 
 def newest_run(folder: Path) -> Path | None:
-    """The run folder that changed last: DIR, DIR/run, one under DIR/runs, or the one the newest bundle names."""
+    """The run folder that changed last: DIR, DIR/run, one under DIR/runs, or one that was told to lie elsewhere."""
     places = [folder, folder / "run", *sorted((folder / "runs").glob("*")), *_told_elsewhere(folder)]
     found = [place for place in places if (place / "config.toml").is_file()]
     return max(found, key=_changed_or_made, default=None)
 
 
 def _told_elsewhere(folder: Path) -> list[Path]:
-    """The run folder that the newest bundle names."""
-    try:
+    """Run folders that the newest experiment (rounds.json) and the newest bundle name."""
+    found = []
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found.append(Path(json.loads((folder / "rounds.json").read_text(encoding="utf-8"))["folder"]))
+    with suppress(OSError, ValueError, KeyError, TypeError):
         bundle = tomllib.loads((folder / "app" / "pyproject.toml").read_text(encoding="utf-8"))
-        return [Path(str(bundle["tool"]["flwr"]["app"]["config"]["out"]))]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+        found.append(Path(bundle["tool"]["flwr"]["app"]["config"]["out"]))
+    return found
 
 
 def _changed_or_made(run: Path) -> float:
