@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from server.journal import JOURNAL, Journal, watcher
 from server.ledger import ServerLedger
 from server.strategy import Strategy
 from shared.artifacts import load_catalogue
@@ -30,11 +32,15 @@ def main(grid: Grid, context: Context) -> None:
     deployment = bool(context.run_config.get("deployment", False))
     place = Path(str(context.run_config.get("ledger") or path / "server-ledger.sqlite"))
     ledger = ServerLedger(place, durable=deployment, witness=place.with_suffix(".witness"))
+    config = load_config(path / "config.toml")
+    journal = Journal(place.parent / JOURNAL, echo=sys.stderr)
+    watching = {"on_step": watcher(journal, folder=path, ledger=ledger, rounds=config.federation.rounds)}
     strategy = Strategy(
-        load_config(path / "config.toml"),
+        config,
         load_catalogue(path / "items.jsonl"),
         folder=path,
         ledger=ledger,
         deployment=deployment,
+        **(watching if deployment else {}),
     )
     strategy.run(grid)

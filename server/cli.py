@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from server import cli_release
 from shared.terminal import emit_json, run_cli
 
 app = typer.Typer(
@@ -15,6 +16,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+cli_release.add_commands(app)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment folder.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]

@@ -1,1 +1,1 @@
-"""What devices, servers and simulations must agree on: no network, no user interface."""
+"""What devices, servers and simulations must agree on: nothing here talks to another machine."""

@@ -13,10 +13,10 @@ from statistics import median
 from string import Template
 from typing import Any
 
+from shared import plots
 from shared.config import describe
 from shared.errors import RunError
-from simulations import plots
-from simulations.markup import banner, duration, legend, note, pairs, text, title
+from shared.markup import banner, captioned, duration, legend, note, pairs, stylesheet, text, title
 from simulations.tables import (
     METRICS,
     best_figures,
@@ -68,6 +68,7 @@ def write_report(
     state, sentence = verdict(result)
     template = Template((files("simulations") / "report_template.html").read_text(encoding="utf-8"))
     page = template.substitute(
+        style=stylesheet(),
         title=text(f"homerank: {part(result, 'data').get('name') or 'run'}"),
         data=text(data_line(result)),
         verdict=text(sentence),
@@ -172,7 +173,7 @@ def _curve(curve: Rows) -> str:
         points = plots.series(curve, metric)
         if len(points) > 1:
             start = points[0][1] if points[0][0] == 0 else None
-            figures += _figure(f"{METRICS[metric]} by round", plots.line_chart(points, baseline=start))
+            figures += captioned(f"{METRICS[metric]} by round", plots.line_chart(points, baseline=start))
     if not figures:
         return note("No quality curve was measured (evaluation.every = 0, or too few rounds).")
     return (
@@ -208,7 +209,7 @@ def _spending(unit: str, spent: Sequence[float], layers: Mapping[str, Any], *, d
         f"Median {median(spent):.3g}, largest {max(spent):.3g} over {len(spent):,} devices"
         + (f"; {idle:,} were never asked." if idle else ".")
     )
-    return _figure(caption, plots.histogram(spent, limit=part(layers, unit).get("budget")))
+    return captioned(caption, plots.histogram(spent, limit=part(layers, unit).get("budget")))
 
 
 def _updates(rounds: Rows) -> str:
@@ -217,7 +218,7 @@ def _updates(rounds: Rows) -> str:
     norms = plots.series(rounds, "update_norm")
     figures = ""
     if len(norms) > 1:
-        figures = _figure("Length of the combined update (L2) by round", plots.line_chart(norms))
+        figures = captioned("Length of the combined update (L2) by round", plots.line_chart(norms))
     codes: Counter[str] = Counter()
     for row in rounds:
         codes.update(row.get("refused") or {})
@@ -234,7 +235,7 @@ def _updates(rounds: Rows) -> str:
         f"refused {codes.total():,}": "--bad",
         f"planned, no reply {silent:,}": "--faint",
     }
-    figures += _figure("Replies by round", plot + legend(colours))
+    figures += captioned("Replies by round", plot + legend(colours))
     reasons = f"<h3>Why replies were refused</h3>{pairs(dict(codes.most_common()))}" if codes else ""
     return f'<div class="two">{figures}</div>{reasons}'
 
@@ -292,7 +293,3 @@ def _settings(config: Mapping[str, Any]) -> str:
             hints = {key: about.get(f"{name}.{key}", "") for key in values}
             tables += f"<section><h3>{text(name)}</h3>{pairs(values, hints)}</section>"
     return f'<details><summary>Settings</summary><div class="config">{tables}</div></details>' if tables else ""
-
-
-def _figure(caption: str, plot: str) -> str:
-    return f"<figure><figcaption>{text(caption)}</figcaption>{plot}</figure>"

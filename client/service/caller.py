@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 
 from client.profile import Profile
-from client.service.running import HOST, exclusive, find_service, token_of
+from client.service.running import exclusive, find_service, token_of
 from client.service.shop import OpenEngine
 from shared.errors import DeploymentError, RunError
+from shared.loopback import HOST
 
 #: Seconds; an import may encode a catalogue.
 TIMEOUT = 3600.0

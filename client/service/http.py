@@ -25,7 +25,7 @@ from client.journal import Verdict
 from client.portability import export
 from client.service import answered as a
 from client.service import asked as q
-from client.service.access import Gate
+from client.service.access import RULES
 from client.service.accounts import KEPT, account
 from client.service.cards import card, placed_card, slate_answer
 from client.service.feed import Feed, item_index, known_edits
@@ -38,6 +38,7 @@ from client.service.shop import NEWEST
 from client.service.training import NoTraining, Training, sent_by
 from client.slate import best_items
 from shared.errors import HomerankError, RunError
+from shared.loopback import Gate
 from shared.version import version
 
 log = logging.getLogger("homerank.client")
@@ -56,7 +57,7 @@ def make_app(person: Person, *, token: str, training: Training | None = None) ->
         responses=_ERRORS,
     )
     feed, gauges, door = Feed(person), Gauges(), training or NoTraining()
-    app.add_middleware(Gate, token=token)
+    app.add_middleware(Gate, token=token, rules=RULES)
     app.include_router(pages)
     _add_errors(app, gauges)
     _add_ranking(app, feed, gauges)

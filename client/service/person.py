@@ -7,11 +7,13 @@ commands stand before it.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
 from typing import Any
 
+from client.door.delivery import previous
 from client.erasure import Forgotten
 from client.events import NewEvent
 from client.journal import Recorded
@@ -23,7 +25,7 @@ from client.service.shop import OpenEngine, Shop
 from client.service.weights import Weights
 from shared.artifacts import load_catalogue, save_catalogue
 from shared.catalogue import Catalogue
-from shared.errors import CatalogueError, DataError
+from shared.errors import CatalogueError, DataError, RunError
 from shared.schema import Event, EventKind
 
 
@@ -121,10 +123,12 @@ class Person:
     def install(self, folder: Path) -> None:
         """Rank with another adapter from now on, and keep it; rankings under way finish with the old one.
 
-        Raises AdapterError when it is damaged, does not fit, or fails its self-check: the old one stays.
+        Raises AdapterError when it is damaged, does not fit, or fails its self-check, and RunError when the disk is
+        full: the old one stays.
         """
-        self._change_to(folder)
-        _keep_adapter(folder, self.profile.adapter)
+        with _copied(folder, self.profile.adapter.with_name(".adapter.new")) as fresh:
+            self._change_to(fresh)
+            _exchange(fresh, self.profile.adapter)
 
     def delivered(self, folder: Path) -> None:
         """Use an adapter that training put into the profile. AdapterError as for `install`.
@@ -172,14 +176,25 @@ def _stored(shop: Shop, done: Recorded) -> list[Event]:
     ]
 
 
-def _keep_adapter(folder: Path, place: Path) -> None:
-    """Copy an adapter folder to where the profile keeps it; the one before stays beside it."""
-    if folder.resolve() == place.resolve():
-        return
-    fresh, previous = place.with_name(".adapter.new"), place.with_name("adapter.previous")
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(folder, fresh)
+@contextmanager
+def _copied(folder: Path, place: Path) -> Iterator[Path]:
+    """A copy of an adapter folder for the length of a `with` block, made before anything changes."""
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        try:
+            shutil.copytree(folder, place)
+        except OSError as error:
+            raise RunError(
+                f"{place}: could not be written ({error.strerror or error}); the adapter in use stays. Make room"
+            ) from None
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _exchange(fresh: Path, place: Path) -> None:
+    """Put a copied adapter where the profile keeps it; the one before stays beside it."""
     if place.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        place.rename(previous)
+        shutil.rmtree(previous(place), ignore_errors=True)
+        place.rename(previous(place))
     fresh.rename(place)

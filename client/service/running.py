@@ -22,12 +22,11 @@ from fastapi import FastAPI
 
 from client.limits import Limits
 from client.profile import Profile
-from client.service.access import read_token
 from client.service.shop import OpenEngine
 from shared.artifacts import write_atomic
 from shared.errors import DeploymentError
+from shared.loopback import HOST, bound, read_token
 
-HOST = "127.0.0.1"
 TOKEN, WHERE, LOCK = "token", "service.json", "service.lock"
 
 
@@ -79,22 +78,6 @@ def exclusive(profile: Profile) -> Iterator[None]:
             yield
     except BlockingIOError:
         raise DeploymentError(f"{profile.folder}: found another process that uses this profile; end it first") from None
-
-
-@contextmanager
-def bound(port: int) -> Iterator[socket.socket]:
-    """A socket that listens on loopback; port 0 takes a free one. DeploymentError when the port is taken."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOST, port))
-            listener.listen(128)  # whoever is told of it may connect
-        except OSError as error:
-            raise DeploymentError(f"port {port}: {error.strerror}; choose another with --port, or 0 for any") from None
-        yield listener
-    finally:
-        listener.close()
 
 
 def serve_app(app: FastAPI, profile: Profile, listener: socket.socket, *, ready: Callable[[Address], None]) -> None:

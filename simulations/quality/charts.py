@@ -1,4 +1,4 @@
-"""Plots of the quality benchmark as fragments of HTML, in the way of `simulations.plots`.
+"""Plots of the quality benchmark as fragments of HTML, in the way of `shared.plots`.
 
 Whose data a row trains on is its colour everywhere, and names stand beside their marks, so no plot needs a key of rows.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from simulations.plots import Point, ticks
+from shared.plots import Point, ticks
 
 #: Least distance between the names beside a plot, in percent of its height.
 NAME_DISTANCE = 6.5

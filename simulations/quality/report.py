@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from shared import plots
 from shared.errors import RunError
-from simulations import plots
-from simulations.markup import legend, note, text
+from shared.markup import legend, note, stylesheet, text
 from simulations.quality.charts import Bar, bar_chart, group_chart, scatter
 from simulations.quality.result import METRICS
 from simulations.quality.slices import SMALLEST_GROUP
@@ -76,12 +75,10 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
     """Write the page of a benchmark's result. Raises RunError when the file cannot be written."""
     rows: Rows = result["rows"]
     best, leader = next(_by_quality(rows))
-    shared_style = (files("simulations") / "report_template.html").read_text(encoding="utf-8")
-    shared_style = shared_style.partition("<style>")[2].partition("</style>")[0]
     kinds = dict.fromkeys(row["trains_on"] for row in rows.values())
     page = _PAGE.substitute(
         title=text(f"homerank: quality on {result['data'].get('name') or 'unnamed data'}"),
-        style=shared_style + _STYLE,
+        style=stylesheet() + _STYLE,
         data=text(data_line(result)),
         headline=text(f"Highest {result['main']}: {best}, {leader['main']['mean']:.4f}"),
         key=note("Colours say whose events a ranker needs in one place.")

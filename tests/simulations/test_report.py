@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from shared import markup, plots
 from shared.config import Config, describe
 from shared.errors import RunError
-from simulations import markup, plots, tables
+from simulations import tables
 from simulations.report import write_report
 from simulations.tables import result_table, shipped, verdict
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from client.service.access import COOKIE, read_token
+from client.service.access import COOKIE
+from shared.loopback import read_token
 from tests.client.service.small_service import TOKEN, Served
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -10,8 +10,9 @@ import pytest
 
 from client.service.http import make_app
 from client.service.person import Person
-from client.service.running import bound, exclusive, find_service
+from client.service.running import exclusive, find_service
 from shared.errors import DeploymentError
+from shared.loopback import bound
 from tests.client.service.small_service import TOKEN, Served, open_full, profile_at, write_adapter
 
 pytestmark = pytest.mark.usefixtures("own_cache")

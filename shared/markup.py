@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
+from importlib.resources import files
 from typing import Any
+
+
+def stylesheet() -> str:
+    """The style that pages with `shared.plots` share: light and dark, screen, phone and paper."""
+    return (files("shared") / "page.css").read_text(encoding="utf-8")
 
 
 def text(value: object) -> str:
@@ -34,6 +40,11 @@ def pairs(values: Mapping[str, Any], about: Mapping[str, str] | None = None) -> 
         hint = f' title="{text(about[name])}"' if about and name in about else ""
         rows += f"<dt{hint}>{text(name.replace('_', ' '))}</dt><dd>{text(_plain(value))}</dd>"
     return f"<dl>{rows}</dl>" if rows else ""
+
+
+def captioned(caption: str, plot: str) -> str:
+    """A plot of `shared.plots` with what it shows above it."""
+    return f"<figure><figcaption>{text(caption)}</figcaption>{plot}</figure>"
 
 
 def legend(colours: Mapping[str, str]) -> str:

@@ -25,13 +25,13 @@ def series(rows: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
     return sorted(point for point in found if math.isfinite(point[1]))
 
 
-def line_chart(points: Sequence[Point], *, baseline: float | None = None) -> str:
+def line_chart(points: Sequence[Point], *, baseline: float | None = None, floor: float | None = None) -> str:
     """A line over rounds with its last value written beside it, and a dashed line at `baseline`.
 
-    points: at least one (round, value), rounds rising.
+    points: at least one (round, value), rounds rising. floor: a level that must be in the picture, such as zero.
     """
     (first, start), (last, end) = points[0], points[-1]
-    levels = [y for _, y in points] + ([] if baseline is None else [baseline])
+    levels = [y for _, y in points] + [level for level in (baseline, floor) if level is not None]
     x_ticks, y_ticks = ticks(first, last, whole=True), ticks(min(levels), max(levels))
     x_ticks = [tick for tick in x_ticks if first <= tick <= last]
     places = [(_percent(x, first, last), _percent(y, y_ticks[0], y_ticks[-1])) for x, y in points]
