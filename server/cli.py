@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from server import cli_care, cli_devices
 from shared.terminal import emit_json, run_cli
 
 app = typer.Typer(
@@ -25,31 +26,39 @@ def _program() -> None:
     """The aggregation server. It sees updates, never events."""
 
 
+cli_care.add_commands(app)
+cli_devices.add_commands(app)
+
+
 @app.command()
 def start(
     folder: Folder,
     port: Annotated[
         int,
-        typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 keeps the last one or picks a free one."),
+        typer.Option(min=0, max=65535, help="Port that devices connect to; 0 keeps the last one."),
     ] = 0,
     as_json: Json = False,
 ) -> None:
     """Start the server on this machine and keep it running until Ctrl-C.
 
-    The first start makes DIR with its certificates. Hand DIR/invitation.json to the devices.
+    The first start makes DIR as `init` does. With nginx installed, devices reach it through one public port and enrol
+    with a token (`enroll`); without, only devices of this machine can join, with DIR/invitation.json and `register`.
     """
     from time import sleep
 
-    from server.deployment import running_server
+    from server.running import running_server
     from shared.errors import DeploymentError
 
-    with running_server(folder, port=port) as (deployment, server):
+    with running_server(folder, port=port, warn=_note) as server:
+        deployment = server.deployment
         if as_json:
-            emit_json({"address": deployment.address, "invitation": str(deployment.invitation)})
-        _note(f"ready at {deployment.address}; invitation for devices: {deployment.invitation}")
-        while server.exit_code is None:
+            facts = {"address": deployment.public, "proxied": bool(deployment.door)}
+            emit_json({**facts, "invitation": str(deployment.invitation)})
+        how = f"enrol devices with: homerank-server enroll {folder}" if deployment.door else "register devices by hand"
+        _note(f"ready at {deployment.public}; {how}; invitation: {deployment.invitation}")
+        while (ended := server.ended) is None:
             sleep(0.5)
-        raise DeploymentError(f"the server ended; end of {server.log}:\n{server.tail()}")
+        raise DeploymentError(f"the server ({ended.log.stem}) ended; end of {ended.log}:\n{ended.tail()}")
 
 
 @app.command()
@@ -63,8 +72,7 @@ def register(
 
     node_id = register_key(folder, public_key)
     if as_json:
-        # A string, because a 64-bit node id does not survive every JSON reader.
-        emit_json({"node_id": str(node_id), "public_key": str(public_key)})
+        emit_json({"node_id": node_id, "public_key": str(public_key)})
     else:
         _note(f"registered {public_key} as node {node_id}")
 

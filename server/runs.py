@@ -12,7 +12,9 @@ from time import monotonic, sleep
 from typing import Any
 
 from server.certificates import replace_file
-from server.deployment import CONNECTION, Deployment
+from server.deployment import CONNECTION, Deployment, reachable
+from server.fleet import Fleet, canonical_key
+from server.registry import Registry
 from shared.artifacts import load_catalogue, save_catalogue, write_atomic
 from shared.config import Config, load_config, merge, override, to_toml
 from shared.datasets.generic import read_items
@@ -24,23 +26,30 @@ from shared.transfer import keep_start
 RunValue = bool | int | float | str
 
 
-def register(folder: Path, public_key: Path, *, timeout: float = 60.0) -> int:
+def register(folder: Path, public_key: Path) -> str:
     """Allow the device with this public key (NIST EC, OpenSSH form) to join. Returns its node id.
 
     Raises DeploymentError when the server does not run, the file is no such key, or Flower refuses it.
     """
-    key = public_key.expanduser().resolve()
-    _require_public_key(key)
-    deployment = _reachable(folder)
+    path = public_key.expanduser().resolve()
     try:
-        reply = _flwr(deployment, "supernode", "register", str(key), CONNECTION, timeout=timeout)
-    except DeploymentError as error:
-        if "already in use" in str(error):
-            raise DeploymentError(f"{key} is registered already; its device can join") from error
-        raise
-    if not reply.get("node-id"):
-        raise DeploymentError(f"Flower did not register {key}: {reply.get('error-message', 'no reason given')}")
-    return int(reply["node-id"])
+        text = path.read_text(encoding="ascii")
+    except (OSError, ValueError) as error:
+        raise DeploymentError(f"{path} is not a readable OpenSSH public key; expected device.pub") from error
+    key = canonical_key(text, name=str(path))
+    deployment = reachable(folder)
+    registry = Registry(deployment.registry)
+    try:
+        with Fleet(deployment) as fleet:
+            node = fleet.register(key)
+        if node is None:
+            raise DeploymentError(
+                f"{path} is registered already; its device can join, unless it was revoked: Flower takes no key twice"
+            )
+        registry.admit(key, node)
+    finally:
+        registry.close()
+    return node
 
 
 def prepare_run(target: Path, *, catalogue: Path, config: Path | None, assignments: Sequence[str]) -> None:
@@ -81,7 +90,7 @@ def run_rounds(
     Raises DeploymentError when the server does not run, when the run does not end in time (it is then
     stopped), and when it ends in any state but completed; the message carries the end of the log.
     """
-    deployment = _reachable(folder)
+    deployment = reachable(folder)
     with _only_run(deployment):
         bundle = write_bundle(deployment.folder / "app", run_config=run_config, components=components)
         run_id = _follow_run(deployment, bundle, timeout=timeout, on_line=on_line)
@@ -221,30 +230,6 @@ def _stop_run(deployment: Deployment, run_id: int | None) -> None:
             command = process.cmdline()
             if any("flwr-serverapp" in part for part in command[:2]) and address == command[2:4]:
                 process.terminate()
-
-
-def _reachable(folder: Path) -> Deployment:
-    """The deployment, if its server answers."""
-    deployment = Deployment.at(folder)
-    if not deployment.answers():
-        raise DeploymentError(
-            f"no server answers at {deployment.address}; start it with: homerank-server start {deployment.folder}"
-        )
-    return deployment
-
-
-def _require_public_key(path: Path) -> None:
-    """Flower exits without JSON on a bad key file, so it is checked here."""
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-
-    try:
-        key = load_ssh_public_key(path.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise DeploymentError(f"{path} is not a readable OpenSSH public key; expected device.pub") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise DeploymentError(f"{path} holds another kind of key; expected a NIST elliptic curve key")
 
 
 def _flwr(deployment: Deployment, *arguments: str, timeout: float = 60.0) -> dict[str, Any]:
