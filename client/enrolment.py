@@ -172,14 +172,18 @@ def _compare_clocks(server: _Server, clock: Callable[[], float]) -> None:
 def _compare_versions(server: _Server) -> None:
     """A server that speaks another schema would refuse every message later on."""
     status, theirs = server.facts(VERSION_PATH)
-    mine = {"schema": ENROLMENT_SCHEMA, "messages": SCHEMA_VERSION}
-    found = {name: theirs.get(name) for name in mine}
-    if status != 200 or not all(type(value) is int for value in found.values()):
+    mine = (ENROLMENT_SCHEMA, SCHEMA_VERSION)
+    found = (theirs.get("schema"), theirs.get("messages"))
+    if status != 200 or not all(type(value) is int for value in found):
         raise DeploymentError(f"{server.address} did not say what it speaks; expected a homerank server")
     if found != mine:
-        older = "this device" if sum(mine.values()) < sum(int(v) for v in found.values()) else "the server"
+        older = (
+            "this device"
+            if any(isinstance(v, int) and v > m for v, m in zip(found, mine, strict=True))
+            else "the server"
+        )
         raise DeploymentError(
-            f"the server (homerank {str(theirs.get('version'))[:20]}) speaks {found}, this device (homerank"
+            f"the server (homerank {str(theirs.get('version'))[:20]}) speaks schemas {found}, this device (homerank"
             f" {version()}) {mine}; update {older}"
         )
 
