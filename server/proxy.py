@@ -99,7 +99,7 @@ http {
         location @releases@ {
             limit_except GET { deny all; }
             alias "@folder@/releases/";
-            disable_symlinks if_not_owner "from=@folder@/releases/";
+            disable_symlinks on "from=@folder@/releases/";
             autoindex off;
         }
 
