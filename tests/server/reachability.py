@@ -107,9 +107,8 @@ def flower_routes() -> list[Route]:
         path = str(getattr(context, "path", None) or context.route.path)
         for method in sorted(set(getattr(context.route, "methods", None) or ()) - {"HEAD"}):
             found.append(Route(method, path, PROTOBUF_REQUEST_TYPES.get((method, path))))
-    return sorted(
-        found, key=lambda route: (route.path.startswith(FLEET_PREFIX), "deactivate" in route.path, route.path)
-    )
+    # a device's own routes first: over Flower's control interface everybody on the machine can unregister it
+    return sorted(found, key=lambda r: (not r.path.startswith(FLEET_PREFIX), "deactivate" in r.path, r.path))
 
 
 class Survey:
