@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from server import cli_care, cli_devices
+from server import cli_care, cli_devices, cli_rounds
 from shared.terminal import emit_json, run_cli
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ def _program() -> None:
 
 cli_care.add_commands(app)
 cli_devices.add_commands(app)
+cli_rounds.add_commands(app)
 
 
 @app.command()
@@ -104,7 +105,8 @@ def run(
     interrupted goes on when it is given the same folder and settings.
     """
     from server.deployment import Deployment
-    from server.runs import RunValue, prepare_run, run_rounds
+    from server.rounds import run_settings
+    from server.runs import prepare_run, run_rounds
 
     Deployment.at(folder)  # nothing is written for a deployment that is not there
 
@@ -116,12 +118,7 @@ def run(
         f"federation.minimum_devices={devices}",
     ]
     prepare_run(target, catalogue=catalogue, config=config, assignments=assignments)
-    settings: dict[str, RunValue] = {
-        "out": str(target),
-        "deployment": True,
-        "ledger": str(folder.expanduser().resolve() / "ledger.sqlite"),
-    }
-    run_id = run_rounds(folder, run_config=settings, timeout=timeout, on_line=_note)
+    run_id = run_rounds(folder, run_config=run_settings(Deployment.at(folder), target), timeout=timeout, on_line=_note)
     if as_json:
         emit_json({"run_id": str(run_id), "out": str(target), "adapter": str(target / "adapter")})
     else:

@@ -80,12 +80,14 @@ def run_rounds(
     components: tuple[str, str] = ("server.app:app", "client.app:app"),
     timeout: float = 24 * 3600.0,
     on_line: Callable[[str], None] = lambda line: None,
+    on_start: Callable[[int], None] = lambda run: None,
 ) -> int:
     """Run the ServerApp with the devices that have joined, and wait for its end. Returns Flower's run id.
 
     run_config: becomes `context.run_config` in the ServerApp and in every ClientApp, keys as given.
     components: the ServerApp and the ClientApp as `module:attribute`, importable where they run.
-    timeout: seconds for the whole run. on_line: called with each line the ServerApp logs.
+    timeout: seconds for the whole run. on_line: called with each line the ServerApp logs. on_start: with the run id,
+    as soon as it is known.
 
     Raises DeploymentError when the server does not run, when the run does not end in time (it is then
     stopped), and when it ends in any state but completed; the message carries the end of the log.
@@ -93,23 +95,30 @@ def run_rounds(
     deployment = reachable(folder)
     with _only_run(deployment):
         bundle = write_bundle(deployment.folder / "app", run_config=run_config, components=components)
-        run_id = _follow_run(deployment, bundle, timeout=timeout, on_line=on_line)
+        run_id = _follow_run(deployment, bundle, timeout=timeout, on_line=on_line, on_start=on_start)
         return _require_completed(deployment, run_id)
 
 
-def _follow_run(deployment: Deployment, bundle: Path, *, timeout: float, on_line: Callable[[str], None]) -> int | None:
+def _follow_run(
+    deployment: Deployment,
+    bundle: Path,
+    *,
+    timeout: float,
+    on_line: Callable[[str], None],
+    on_start: Callable[[int], None],
+) -> int | None:
     """Submit the bundle and stay with the run to its end; a run that is left behind is stopped."""
     command = [flower_program("flwr"), "run", str(bundle), CONNECTION, "--stream"]
     environment = flower_environment(deployment.flower_home)
     with Child(command, log=deployment.run_log, env=environment, cwd=deployment.folder) as run:
-        follower = _Follower(run, on_line)
+        follower = _Follower(run, on_line, on_start)
         try:
             finished = follower.follow(timeout)
         except BaseException:
-            _stop_run(deployment, follower.run_id)
+            stop_run(deployment, follower.run_id)
             raise
         if not finished:
-            _stop_run(deployment, follower.run_id)
+            stop_run(deployment, follower.run_id)
             raise DeploymentError(f"the run did not end within {timeout:.0f} s; end of {run.log}:\n{run.tail()}")
     return follower.run_id
 
@@ -177,10 +186,10 @@ def _version() -> str:
 class _Follower:
     """Reads what `flwr run --stream` writes until it ends, and picks up the run id on the way."""
 
-    def __init__(self, run: Child, on_line: Callable[[str], None]) -> None:
+    def __init__(self, run: Child, on_line: Callable[[str], None], on_start: Callable[[int], None]) -> None:
         self.run_id: int | None = None
         self._run = run
-        self._on_line = on_line
+        self._on_line, self._on_start = on_line, on_start
 
     def follow(self, timeout: float) -> bool:
         """False when the run went on past `timeout` seconds."""
@@ -197,6 +206,7 @@ class _Follower:
         for line in self._run.new_lines():
             if found := re.search(r"Successfully started run (\d+)", line):
                 self.run_id = int(found[1])
+                self._on_start(self.run_id)
             self._on_line(line)
 
 
@@ -215,15 +225,38 @@ def _require_completed(deployment: Deployment, run_id: int | None) -> int:
     return run_id
 
 
-def _stop_run(deployment: Deployment, run_id: int | None) -> None:
-    """End a run now. Flower only marks it as stopped: its ServerApp goes on for a minute, or for ever."""
-    import psutil  # type: ignore[import-untyped]
+def unfinished_run(deployment: Deployment) -> str:
+    """Flower's id of the run that goes on, "" when none does."""
+    reply = _flwr(deployment, "list", CONNECTION)
+    going = [run for run in reply.get("runs") or [] if not str(run.get("status")).startswith("finished")]
+    return str(going[0]["run-id"]) if going else ""
 
+
+def wait_for_run(deployment: Deployment, run: str, *, timeout: float, pause: float) -> None:
+    """Wait for a run that another process started. DeploymentError unless it completes within `timeout` seconds."""
+    deadline = monotonic() + timeout
+    while run == unfinished_run(deployment):
+        if monotonic() > deadline:
+            stop_run(deployment, int(run))
+            raise DeploymentError(f"run {run} did not end within {timeout:.0f} s")
+        sleep(pause)
+    _require_completed(deployment, int(run))
+
+
+def stop_run(deployment: Deployment, run_id: int | None) -> None:
+    """End a run now. Flower only marks it as stopped: its ServerApp goes on for a minute, or for ever."""
     if run_id is None:
         return
     with suppress(DeploymentError):
         # No answer means that the server is gone, and with it the run.
         _flwr(deployment, "stop", str(run_id), CONNECTION, timeout=20)
+    end_server_apps(deployment)
+
+
+def end_server_apps(deployment: Deployment) -> None:
+    """End every ServerApp that works for this deployment's SuperLink, or for one that was killed."""
+    import psutil  # type: ignore[import-untyped]
+
     address = ["--runtime-api-address", deployment.address]
     for process in psutil.process_iter():
         with suppress(psutil.Error):
