@@ -13,11 +13,14 @@ from shared.terminal import emit_json
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment folder.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
+ledger = typer.Typer(help="What was ever released, and whether its record is whole.", no_args_is_help=True)
+
 
 def add_commands(app: typer.Typer) -> None:
     """Give the program these commands."""
-    for command in (init, renew):
+    for command in (init, renew, status, doctor, backup, restore):
         app.command()(command)
+    app.add_typer(ledger, name="ledger")
 
 
 def init(
@@ -95,6 +98,111 @@ def renew(folder: Folder, as_json: Json = False) -> None:
         emit_json({"valid_until": until, "reloaded": reloaded})
     else:
         _note(f"the server's certificate is valid until {until}" + (" and in use" if reloaded else ""))
+
+
+def status(folder: Folder, as_json: Json = False) -> None:
+    """What runs and where it stands: processes, devices, rounds, ledger, certificate. Reads only."""
+    from server.overview import overview
+
+    facts = overview(folder)
+    if as_json:
+        emit_json(facts)
+        return
+    for name, value in facts.items():
+        text = ", ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else str(value)
+        sys.stdout.write(f"{name:<12} {text}\n")
+
+
+def doctor(folder: Folder, as_json: Json = False) -> None:
+    """Look for whatever is not in order, and say what to do. Exit code 1 when something fails."""
+    from server.deployment import Deployment
+    from server.doctor import FAIL, examine
+
+    findings = examine(Deployment.at(folder))
+    failed = any(finding.state == FAIL for finding in findings)
+    if as_json:
+        emit_json({"ok": not failed, "findings": [finding.__dict__ for finding in findings]})
+    else:
+        for finding in findings:
+            sys.stdout.write(f"{finding.state:<5} {finding.name:<12} {finding.detail}\n")
+    if failed:
+        raise typer.Exit(1)
+
+
+def backup(
+    folder: Folder,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write; it holds secret keys.")],
+    as_json: Json = False,
+) -> None:
+    """Write everything that cannot be made anew into one file; the server may run.
+
+    Keys, settings, devices, ledger with witness, Flower's state, releases, and the experiment of `rounds`.
+    """
+    from server.backup import back_up
+    from server.deployment import Deployment
+
+    contents = back_up(Deployment.at(folder), file)
+    if as_json:
+        emit_json({"file": str(file), "files": len(contents.files), "ledger_rows": contents.rows})
+    else:
+        _note(f"{file}: {len(contents.files)} files, {contents.rows} ledger rows. It holds secret keys: keep it safe")
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `backup` wrote.")],
+    folder: Folder,
+    keep_ledger: Annotated[
+        bool, typer.Option("--keep-ledger", help="Keep the ledger that is in DIR, which may know more releases.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Put a backup in place of DIR; what was there is set aside under another name.
+
+    Refused when DIR knows releases that the backup's ledger does not: they would no longer be counted.
+    """
+    from server.backup import restore as put_back
+
+    contents = put_back(file, folder, keep_ledger=keep_ledger)
+    if as_json:
+        emit_json({"folder": str(folder), "files": len(contents.files), "ledger_rows": contents.rows})
+    else:
+        _note(f"{folder}: {len(contents.files)} files restored. Look at it: homerank-server doctor {folder}")
+
+
+@ledger.command("show")
+def ledger_show(folder: Folder, as_json: Json = False) -> None:
+    """Every run and what it released, oldest first, with the epsilon that each unit has spent in it."""
+    from contextlib import closing
+
+    from server.deployment import Deployment
+    from server.ledger import ServerLedger
+    from server.overview import spent_by_run
+
+    path = Deployment.at(folder).ledger
+    with closing(ServerLedger(path, witness=path.with_suffix(".witness"))) as opened:
+        entries = opened.entries()
+    runs = spent_by_run(entries)
+    if as_json:
+        emit_json({"rows": len(entries), "runs": runs})
+        return
+    for run in runs:
+        phases = ", ".join(f"{count} {phase}" for phase, count in run["released"].items()) or "nothing"
+        spent = ", ".join(f"{unit} epsilon {epsilon:.3f}" for unit, epsilon in run["epsilon"].items()) or "unknown"
+        sys.stdout.write(f"{run['run']}: released {phases}; spent {spent} at delta {run['delta']:g}\n")
+    _note(f"{len(entries)} rows, {len(runs)} runs")
+
+
+@ledger.command("verify")
+def ledger_verify(folder: Folder, as_json: Json = False) -> None:
+    """Check the chain, its witness, and that every checkpoint and adapter rests on it. Exit code 2 when one fails."""
+    from server.deployment import Deployment
+    from server.doctor import verify_ledger
+
+    rows, heads = verify_ledger(Deployment.at(folder))
+    if as_json:
+        emit_json({"ok": True, "rows": rows, "rest_on_it": heads})
+    else:
+        _note(f"{rows} rows, an unbroken chain; {heads} checkpoints and adapters rest on it")
 
 
 def _note(line: str) -> None:

@@ -115,7 +115,8 @@ class Loop:
             if monotonic() > deadline:
                 raise ServerAway(
                     f"no server answered at {deployment.address} for {self.patience:.0f} s; start it with:"
-                    f" homerank-server start {deployment.folder}, then: homerank-server rounds resume {deployment.folder}"
+                    f" homerank-server start {deployment.folder}, then: homerank-server rounds resume"
+                    f" {deployment.folder}"
                 )
             if not told:
                 self.on_line(f"waiting for the server at {deployment.address}")
