@@ -27,7 +27,7 @@ from server.certificates import replace_file
 from server.checkpoint import whole_rows
 from server.deployment import Deployment
 from server.runs import RunValue, end_server_apps, run_rounds, stop_run, unfinished_run, wait_for_run
-from shared.errors import DeploymentError, RunError
+from shared.errors import ConfigError, DeploymentError
 
 FILE, LOCK = "rounds.json", "rounds.lock"
 #: In an experiment's folder: the ServerApp ends after the round in which it finds this file.
@@ -182,7 +182,7 @@ def progress(experiment: Experiment) -> dict[str, object]:
     done = max((int(row["round"]) for row in rows if row.get("phase") == "train"), default=0)
     try:
         planned = load_config(folder / "config.toml").federation.rounds
-    except (OSError, RunError) as error:
+    except ConfigError as error:
         raise DeploymentError(f"{folder}: found no settings of the experiment ({error})") from None
     last = {key: rows[-1][key] for key in ("phase", "accepted", "refused") if key in rows[-1]} if rows else {}
     shipped = str(folder / "adapter") if (folder / "adapter").exists() else None

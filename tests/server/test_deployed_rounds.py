@@ -15,17 +15,19 @@ import pytest
 
 from server.proxy import nginx_program
 from shared.artifacts import load_adapter
-from shared.terminal import wait_until
+from shared.terminal import free_port, wait_until
 from tests.server.programs import ROOT, program
 from tests.server.test_end_to_end import LEARNABLE, NAMES, command, write_person
 from tests.server.test_proxy import NO_NGINX
+
+NAMED = ("--name", "127.0.0.1", "--listen", "127.0.0.1")
 
 
 def enrolled(home: Path, url: str, token: str) -> None:
     """Enrol a device in a process of its own."""
     script = (
-        "import sys; from pathlib import Path; from client.deployment import DeviceHome; from client.enrolment import enrol;"
-        " enrol(sys.argv[1], sys.argv[2], DeviceHome.at(Path(sys.argv[3])))"
+        "import sys; from pathlib import Path; from client.deployment import DeviceHome;"
+        " from client.enrolment import enrol; enrol(sys.argv[1], sys.argv[2], DeviceHome.at(Path(sys.argv[3])))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, url, token, str(home)], capture_output=True, text=True, cwd=ROOT, timeout=60
@@ -65,7 +67,7 @@ def test_rounds_end_well_though_server_and_loop_are_killed(tmp_path: Path) -> No
         write_person(tmp_path / "ana", NAMES[0], [*range(0, 10), 10]),
         write_person(tmp_path / "ben", NAMES[1], [*range(8, 18), 5]),
     ]
-    command("server", "init", str(folder), "--name", "127.0.0.1", "--listen", "127.0.0.1")
+    command("server", "init", str(folder), *NAMED, "--port", str(free_port()))
     settings = [part for setting in (*LEARNABLE, "privacy.mode=none") for part in ("--set", setting)]
     begin = ["server", "rounds", "start", str(folder), "--catalogue", str(people[0] / "items.csv"), "--devices", "2"]
     begin += ["--rounds", "3", "--out", str(out), *settings, "--json"]
