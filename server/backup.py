@@ -26,6 +26,7 @@ from typing import Any
 from server.deployment import Deployment
 from server.evidence import heads_in, newest_known
 from server.ledger import ServerLedger
+from server.registry import Registry
 from server.rounds import FILE as ROUNDS
 from server.rounds import Experiment
 from shared.errors import DeploymentError, PrivacyError
@@ -99,6 +100,9 @@ def restore(backup: Path, folder: Path, *, keep_ledger: bool = False) -> Content
     | the same, with `keep_ledger` and a ledger in order that holds the backup's as its beginning | restored |
     | anything else | restored; the old folder lies beside it under another name |
 
+    Devices that were shut out since the backup stay shut out, and tokens that were burnt stay burnt, if the registry in
+    the folder can be read. Devices that enrolled since must enrol again.
+
     The backup is unpacked and verified beside the folder first: hashes, databases, the ledger's chain, and that every
     checkpoint and adapter in it rests on that ledger.
     """
@@ -112,6 +116,7 @@ def restore(backup: Path, folder: Path, *, keep_ledger: bool = False) -> Content
         _verified_rows(staged)
         if folder.exists() and any(folder.iterdir()):
             _refuse_to_forget(folder, staged, keep_ledger=keep_ledger)
+            _keep_out(folder, staged)
             if keep_ledger:
                 for name in ("ledger.sqlite", "ledger.witness"):
                     _copy_database(folder / name, staged / name)
@@ -237,6 +242,18 @@ def _refuse_to_forget(folder: Path, staged: Path, *, keep_ledger: bool) -> None:
         raise DeploymentError(
             f"{folder} knows releases that the restored ledger would not: {error}. Nothing was changed; {remedy}"
         ) from None
+
+
+def _keep_out(folder: Path, staged: Path) -> None:
+    """Whoever was shut out since the backup stays out; `start` tells Flower. An unreadable registry says nothing."""
+    try:
+        with (
+            closing(Registry(folder / "registry.sqlite")) as newer,
+            closing(Registry(staged / "registry.sqlite")) as own,
+        ):
+            own.carry_over(newer)
+    except DeploymentError:
+        return
 
 
 def _settle_run(staged: Path, folder: Path) -> None:

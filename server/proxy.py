@@ -64,6 +64,7 @@ http {
     client_max_body_size @body@;
     limit_req_zone $binary_remote_addr zone=enrolments:1m rate=@enrolments@r/m;
     limit_req_status 429;
+    limit_req_log_level info;
 
     # The SuperLink closes idle connections after 5 s.
     upstream superlink { server @superlink@; keepalive 16; keepalive_timeout 2s; }

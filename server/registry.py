@@ -149,6 +149,18 @@ class Registry:
         self._db.execute(query, (self._clock(), number))
         return self._one("number", number)
 
+    def carry_over(self, newer: Registry) -> None:
+        """Take from a newer registry of the same deployment what must not be undone: revocations and burnt tokens."""
+        with self._transaction():
+            for device in newer._rows("WHERE revoked IS NOT NULL"):
+                self._db.execute(
+                    "INSERT INTO devices (key, enrolled, revoked) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE"
+                    " SET revoked = coalesce(revoked, excluded.revoked)",
+                    (device.key, device.enrolled, device.revoked),
+                )
+            burnt = newer._db.execute("SELECT hash FROM tokens WHERE device IS NOT NULL").fetchall()
+            self._db.executemany("DELETE FROM tokens WHERE hash = ? AND device IS NULL", burnt)
+
     def devices(self) -> list[Enrolled]:
         """All devices, revoked ones too, in the order in which they came."""
         return self._rows("ORDER BY number")

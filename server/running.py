@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from server.deployment import Deployment, initialise, prepare
+from server.fleet import Fleet
 from server.proxy import nginx_program, proxy_command
+from server.registry import Registry
 from server.settings import ServerSettings, read_settings
 from shared.enrolment import TIME_PATH
 from shared.errors import DeploymentError
@@ -68,6 +70,7 @@ def running_server(
         superlink = [flower_program("flower-superlink"), *_superlink_options(deployment)]
         children = [begin(superlink, deployment.superlink_log)]
         _await(children[-1], deployment.answers, timeout=timeout)
+        shut_out_revoked(deployment)
         if proxied:
             logs = deployment.folder / "logs"
             children.append(begin([sys.executable, "-m", "server.door", str(deployment.folder)], logs / "door.log"))
@@ -75,6 +78,17 @@ def running_server(
             children.append(begin(nginx, logs / "nginx.log"))
             _await(children[-1], lambda: public_answers(deployment, settings), timeout=timeout)
         yield Server(deployment, children)
+
+
+def shut_out_revoked(deployment: Deployment) -> None:
+    """Have Flower refuse every device that the registry says is revoked, whatever was restored or interrupted."""
+    with closing(Registry(deployment.registry)) as registry:
+        revoked = {device.key for device in registry.devices() if device.revoked is not None}
+    if revoked:
+        with Fleet(deployment) as fleet:
+            for node in fleet.nodes():
+                if node.key in revoked and node.status != "unregistered":
+                    fleet.unregister(node.node)
 
 
 def server_environment(deployment: Deployment) -> dict[str, str]:

@@ -22,6 +22,7 @@ from server.ledger import ServerLedger
 from server.registry import Registry
 from server.rounds import Experiment
 from server.settings import ServerSettings
+from shared.enrolment import EnrolmentRefused
 from shared.errors import DeploymentError, HomerankError, PrivacyError
 from shared.privacy.accounting import Release
 from simulations.runfolder import RunFolder
@@ -121,6 +122,32 @@ def test_the_newer_ledger_can_be_kept(deployment: Deployment, tmp_path: Path) ->
     restore(tmp_path / "backup.tar", deployment.folder, keep_ledger=True)
     assert rows_in(deployment.folder) == rows + 1
     assert (deployment.folder / "run" / "checkpoint.safetensors").exists()
+
+
+def test_who_was_shut_out_since_the_backup_stays_out(deployment: Deployment, tmp_path: Path) -> None:
+    with closing(Registry(deployment.registry)) as registry:
+        registry.issue(2, hours=1)
+    back_up(deployment, tmp_path / "backup.tar")
+    with closing(Registry(deployment.registry)) as registry:
+        (secret,) = registry.issue(1, hours=1)
+        registry.redeem(secret, "ecdsa-sha2-nistp256 LATER")
+        registry.revoke(1)
+        registry.revoke(2)
+    restore(tmp_path / "backup.tar", deployment.folder)
+    with closing(Registry(deployment.registry)) as registry:
+        assert [device.revoked is None for device in registry.devices()] == [False, False]
+        assert registry.open_tokens() == 2
+
+
+def test_a_token_that_was_burnt_since_the_backup_stays_burnt(deployment: Deployment, tmp_path: Path) -> None:
+    with closing(Registry(deployment.registry)) as registry:
+        (secret,) = registry.issue(1, hours=1)
+    back_up(deployment, tmp_path / "backup.tar")
+    with closing(Registry(deployment.registry)) as registry:
+        registry.redeem(secret, "ecdsa-sha2-nistp256 LATER")
+    restore(tmp_path / "backup.tar", deployment.folder)
+    with closing(Registry(deployment.registry)) as registry, pytest.raises(EnrolmentRefused, match="unknown"):
+        registry.redeem(secret, "ecdsa-sha2-nistp256 THIEF")
 
 
 @pytest.mark.parametrize("kept", ["witness", "adapter", "checkpoint"])
