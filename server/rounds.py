@@ -125,12 +125,12 @@ class Loop:
 
     def _one_run(self, deployment: Deployment, experiment: Experiment, seconds: float) -> None:
         """Follow the run that goes on in Flower, or start one. DeploymentError when it does not complete."""
-        going = unfinished_run(deployment)
+        going, mine = unfinished_run(deployment), _current(deployment, experiment).run
         if going:
             self.on_line(f"following run {going}, which goes on")
-            replace(experiment, run=going).keep(deployment)
             wait_for_run(deployment, going, timeout=seconds, pause=PAUSE)
-            return
+            if going == mine:
+                return  # otherwise it may have been of another folder; what is finished is not done twice
         end_server_apps(deployment)  # of a SuperLink that was killed: nobody would hear it, but it holds the folder
         run_rounds(
             deployment.folder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,9 +99,17 @@ def test_a_run_that_goes_on_is_followed_and_not_started_again(
     deployment: Deployment, experiment: Experiment, flower: Flower
 ) -> None:
     flower.going = "77"
-    ended = Loop().run(deployment, experiment)
+    ended = Loop().run(deployment, replace(experiment, run="77"))
     assert (ended.state, ended.run) == ("finished", "77")
     assert (flower.followed, flower.started) == (["77"], 0)
+
+
+def test_after_a_run_of_somebody_else_the_own_one_is_started(
+    deployment: Deployment, experiment: Experiment, flower: Flower
+) -> None:
+    flower.going, flower.plan = "88", [(1, True)]
+    ended = Loop().run(deployment, replace(experiment, run="77"))
+    assert (flower.followed, flower.started, ended.state, ended.run) == (["88"], 1, "finished", "1")
 
 
 def test_a_server_that_comes_back_is_waited_for_and_one_that_stays_away_is_not(
