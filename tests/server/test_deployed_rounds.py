@@ -7,14 +7,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
 import psutil
 import pytest
 
+from server.deployment import Deployment
 from server.proxy import nginx_program
+from server.rounds import Experiment, Loop
+from server.running import running_server
 from shared.artifacts import load_adapter
+from shared.config import Config, to_toml
 from shared.terminal import free_port, wait_until
 from tests.server.programs import ROOT, program
 from tests.server.test_end_to_end import LEARNABLE, NAMES, command, write_person
@@ -127,3 +134,65 @@ def test_rounds_end_well_though_server_and_loop_are_killed(tmp_path: Path) -> No
     shipped = load_adapter(out / "adapter")[0]
     assert all(load_adapter(home / "adapter")[0] == shipped for home in homes[:2])
     assert not any((home / "adapter").exists() for home in homes[2:])
+
+
+STUBBORN_SERVER = """
+import time
+from pathlib import Path
+
+from flwr.serverapp import ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    starts = Path(context.run_config["out"]) / "starts"
+    with starts.open("a") as file:
+        file.write("started\\n")
+    while len(starts.read_text().splitlines()) < 3:
+        time.sleep(0.5)
+"""
+
+
+def server_app_of(deployment: Deployment) -> psutil.Process | None:
+    """The ServerApp that works for a deployment's SuperLink, if one does."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            if any("flwr-serverapp" in word for word in words[:2]) and deployment.address in words:
+                return process
+    return None
+
+
+def has_lines(path: Path, count: int) -> bool:
+    """Whether a file is there and has so many lines."""
+    return path.exists() and len(path.read_text().splitlines()) == count
+
+
+@pytest.mark.slow
+def test_a_server_app_that_is_killed_twice_is_started_a_third_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed, out = tmp_path / "installed", tmp_path / "out"
+    installed.mkdir()
+    out.mkdir()
+    (installed / "stubborn.py").write_text(STUBBORN_SERVER)
+    (out / "config.toml").write_text(to_toml(Config()))
+    monkeypatch.setenv("PYTHONPATH", str(installed))
+    lines: list[str] = []
+    loop = Loop(components=("stubborn:app", "client.app:app"), on_line=lines.append, timeout=500)
+    with running_server(tmp_path / "d", timeout=120) as server:
+        thread = threading.Thread(target=loop.run, args=(server.deployment, Experiment(str(out), "running")))
+        thread.start()
+        for killed in (1, 2):
+            assert wait_until(partial(has_lines, out / "starts", killed), timeout=200)
+            process = server_app_of(server.deployment)
+            assert process is not None
+            process.kill()
+        thread.join(timeout=300)
+        assert not thread.is_alive()
+        known = Experiment.of(server.deployment)
+    assert known is not None
+    assert known.state == "finished"
+    assert sum("going on at the last committed round" in line for line in lines) == 2
