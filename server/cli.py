@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from server import cli_care, cli_devices, cli_rounds
+from server.cli_options import AsJson, Folder, note
 from shared.terminal import emit_json, run_cli
 
 app = typer.Typer(
@@ -16,9 +16,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment folder.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
 @app.callback()
@@ -38,25 +35,27 @@ def start(
         int,
         typer.Option(min=0, max=65535, help="Port that devices connect to; 0 keeps the last one."),
     ] = 0,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Start the server on this machine and keep it running until Ctrl-C.
 
     The first start makes DIR as `init` does. With nginx installed, devices reach it through one public port and enrol
     with a token (`enroll`); without, only devices of this machine can join, with DIR/invitation.json and `register`.
     """
+    import os
     from time import sleep
 
     from server.running import running_server
     from shared.errors import DeploymentError
 
-    with running_server(folder, port=port, warn=_note) as server:
+    os.umask(0o077)  # what Flower and nginx write is nobody else's either
+    with running_server(folder, port=port, warn=note) as server:
         deployment = server.deployment
         if as_json:
             facts = {"address": deployment.public, "proxied": bool(deployment.door)}
             emit_json({**facts, "invitation": str(deployment.invitation)})
         how = f"enrol devices with: homerank-server enroll {folder}" if deployment.door else "register devices by hand"
-        _note(f"ready at {deployment.public}; {how}; invitation: {deployment.invitation}")
+        note(f"ready at {deployment.public}; {how}; invitation: {deployment.invitation}")
         while (ended := server.ended) is None:
             sleep(0.5)
         raise DeploymentError(f"the server ({ended.log.stem}) ended; end of {ended.log}:\n{ended.tail()}")
@@ -66,7 +65,7 @@ def start(
 def register(
     folder: Folder,
     public_key: Annotated[Path, typer.Argument(metavar="KEY.pub", help="The device's public key.")],
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Let the device with this public key join. The server must be running."""
     from server.runs import register as register_key
@@ -75,7 +74,7 @@ def register(
     if as_json:
         emit_json({"node_id": node_id, "public_key": str(public_key)})
     else:
-        _note(f"registered {public_key} as node {node_id}")
+        note(f"registered {public_key} as node {node_id}")
 
 
 @app.command()
@@ -97,7 +96,7 @@ def run(
         Path | None, typer.Option(help="Where the run is saved; DIR/run unless given.", metavar="FOLDER")
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds the whole run may take.")] = 24 * 3600.0,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run rounds of training with the devices that have joined, ship the adapter to them, and wait for the end.
 
@@ -118,16 +117,11 @@ def run(
         f"federation.minimum_devices={devices}",
     ]
     prepare_run(target, catalogue=catalogue, config=config, assignments=assignments)
-    run_id = run_rounds(folder, run_config=run_settings(Deployment.at(folder), target), timeout=timeout, on_line=_note)
+    run_id = run_rounds(folder, run_config=run_settings(Deployment.at(folder), target), timeout=timeout, on_line=note)
     if as_json:
         emit_json({"run_id": str(run_id), "out": str(target), "adapter": str(target / "adapter")})
     else:
-        _note(f"run {run_id} completed; adapter in {target / 'adapter'}")
-
-
-def _note(line: str) -> None:
-    """Progress goes to stderr; stdout is for results."""
-    sys.stderr.write(line + "\n")
+        note(f"run {run_id} completed; adapter in {target / 'adapter'}")
 
 
 def main() -> NoReturn:

@@ -8,10 +8,8 @@ from typing import Annotated
 
 import typer
 
+from server.cli_options import AsJson, Folder, note
 from shared.terminal import emit_json
-
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment folder.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 ledger = typer.Typer(help="What was ever released, and whether its record is whole.", no_args_is_help=True)
 
@@ -36,7 +34,7 @@ def init(
         str | None,
         typer.Option(help="Address the public port is opened on; 0.0.0.0 with --name, else 127.0.0.1.", metavar="IP"),
     ] = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a deployment folder: authority, certificate, settings, ledger, registry. Nothing is started.
 
@@ -74,12 +72,12 @@ def init(
             }
         )
     else:
-        _note(
+        note(
             f"{place} is ready; devices will reach it at {deployment.public}. Start it: homerank-server start {folder}"
         )
 
 
-def renew(folder: Folder, as_json: Json = False) -> None:
+def renew(folder: Folder, as_json: AsJson = False) -> None:
     """Issue a new server certificate under the same authority. Devices notice nothing and need not enrol again.
 
     A running nginx takes it at once; the SuperLink behind it at its next start, which must come before the old
@@ -97,10 +95,10 @@ def renew(folder: Folder, as_json: Json = False) -> None:
     if as_json:
         emit_json({"valid_until": until, "reloaded": reloaded})
     else:
-        _note(f"the server's certificate is valid until {until}" + (" and in use" if reloaded else ""))
+        note(f"the server's certificate is valid until {until}" + (" and in use" if reloaded else ""))
 
 
-def status(folder: Folder, as_json: Json = False) -> None:
+def status(folder: Folder, as_json: AsJson = False) -> None:
     """What runs and where it stands: processes, devices, rounds, ledger, certificate. Reads only."""
     from server.overview import overview
 
@@ -113,7 +111,7 @@ def status(folder: Folder, as_json: Json = False) -> None:
         sys.stdout.write(f"{name:<12} {text}\n")
 
 
-def doctor(folder: Folder, as_json: Json = False) -> None:
+def doctor(folder: Folder, as_json: AsJson = False) -> None:
     """Look for whatever is not in order, and say what to do. Exit code 1 when something fails."""
     from server.deployment import Deployment
     from server.doctor import FAIL, examine
@@ -132,7 +130,7 @@ def doctor(folder: Folder, as_json: Json = False) -> None:
 def backup(
     folder: Folder,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write; it holds secret keys.")],
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write everything that cannot be made anew into one file; the server may run.
 
@@ -145,7 +143,7 @@ def backup(
     if as_json:
         emit_json({"file": str(file), "files": len(contents.files), "ledger_rows": contents.rows})
     else:
-        _note(f"{file}: {len(contents.files)} files, {contents.rows} ledger rows. It holds secret keys: keep it safe")
+        note(f"{file}: {len(contents.files)} files, {contents.rows} ledger rows. It holds secret keys: keep it safe")
 
 
 def restore(
@@ -154,7 +152,7 @@ def restore(
     keep_ledger: Annotated[
         bool, typer.Option("--keep-ledger", help="Keep the ledger that is in DIR, which may know more releases.")
     ] = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Put a backup in place of DIR; what was there is set aside under another name.
 
@@ -166,11 +164,11 @@ def restore(
     if as_json:
         emit_json({"folder": str(folder), "files": len(contents.files), "ledger_rows": contents.rows})
     else:
-        _note(f"{folder}: {len(contents.files)} files restored. Look at it: homerank-server doctor {folder}")
+        note(f"{folder}: {len(contents.files)} files restored. Look at it: homerank-server doctor {folder}")
 
 
 @ledger.command("show")
-def ledger_show(folder: Folder, as_json: Json = False) -> None:
+def ledger_show(folder: Folder, as_json: AsJson = False) -> None:
     """Every run and what it released, oldest first, with the epsilon that each unit has spent in it."""
     from contextlib import closing
 
@@ -189,11 +187,11 @@ def ledger_show(folder: Folder, as_json: Json = False) -> None:
         phases = ", ".join(f"{count} {phase}" for phase, count in run["released"].items()) or "nothing"
         spent = ", ".join(f"{unit} epsilon {epsilon:.3f}" for unit, epsilon in run["epsilon"].items()) or "unknown"
         sys.stdout.write(f"{run['run']}: released {phases}; spent {spent} at delta {run['delta']:g}\n")
-    _note(f"{len(entries)} rows, {len(runs)} runs")
+    note(f"{len(entries)} rows, {len(runs)} runs")
 
 
 @ledger.command("verify")
-def ledger_verify(folder: Folder, as_json: Json = False) -> None:
+def ledger_verify(folder: Folder, as_json: AsJson = False) -> None:
     """Check the chain, its witness, and that every checkpoint and adapter rests on it. Exit code 2 when one fails."""
     from server.deployment import Deployment
     from server.doctor import verify_ledger
@@ -202,9 +200,4 @@ def ledger_verify(folder: Folder, as_json: Json = False) -> None:
     if as_json:
         emit_json({"ok": True, "rows": rows, "rest_on_it": heads})
     else:
-        _note(f"{rows} rows, an unbroken chain; {heads} checkpoints and adapters rest on it")
-
-
-def _note(line: str) -> None:
-    """Remarks go to stderr; stdout is for results."""
-    sys.stderr.write(line + "\n")
+        note(f"{rows} rows, an unbroken chain; {heads} checkpoints and adapters rest on it")

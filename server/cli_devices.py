@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from server.cli_options import AsJson, Folder, note
 from shared.terminal import emit_json
-
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment folder.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -24,7 +21,7 @@ def enroll(
     folder: Folder,
     count: Annotated[int, typer.Option(min=1, max=10_000, help="How many tokens.")] = 1,
     valid: Annotated[float, typer.Option(min=0.01, max=24 * 90, help="Hours until an unused token ends.")] = 72.0,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print tokens, each of which lets one device in, once. The server need not run.
 
@@ -52,10 +49,10 @@ def enroll(
         emit_json({"url": f"https://{deployment.public}", "tokens": tokens, "valid_hours": valid})
         return
     sys.stdout.write("".join(f"{token}\n" for token in tokens))
-    _note(f"on the device: homerank-client join https://{deployment.public} --token TOKEN   (within {valid:g} hours)")
+    note(f"on the device: homerank-client join https://{deployment.public} --token TOKEN   (within {valid:g} hours)")
 
 
-def devices(folder: Folder, as_json: Json = False) -> None:
+def devices(folder: Folder, as_json: AsJson = False) -> None:
     """List devices: number, node id, state, since when. Online or offline is known while the server runs."""
     from server.deployment import Deployment
     from server.fleet import Fleet
@@ -87,13 +84,13 @@ def devices(folder: Folder, as_json: Json = False) -> None:
         return
     for row in rows:
         sys.stdout.write(f"{row['number']:>6}  {row['node_id'] or '-':>20}  {row['state']:<12}  {row['enrolled']}\n")
-    _note(f"{len(rows)} devices, {tokens} tokens not yet redeemed")
+    note(f"{len(rows)} devices, {tokens} tokens not yet redeemed")
 
 
 def revoke(
     folder: Folder,
     device: Annotated[str, typer.Argument(metavar="DEVICE", help="Its number or node id, as `devices` lists them.")],
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Shut a device out, at once and for ever: its next request is refused, its key is never taken again.
 
@@ -117,15 +114,10 @@ def revoke(
     if as_json:
         emit_json({"number": found.number, "node_id": node, "revoked": True})
     else:
-        _note(f"device {found.number} (node {node or 'none'}) is shut out")
+        note(f"device {found.number} (node {node or 'none'}) is shut out")
 
 
 def _when(seconds: float) -> str:
     from datetime import UTC, datetime
 
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-
-
-def _note(line: str) -> None:
-    """Remarks go to stderr; stdout is for results."""
-    sys.stderr.write(line + "\n")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli_options import AsJson, Folder, note
 from shared.terminal import emit_json
 
 if TYPE_CHECKING:
     from server.deployment import Deployment
     from server.rounds import Experiment
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment folder.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Patience = Annotated[float, typer.Option(min=1, help="Seconds to wait for a server that does not answer.")]
 
 rounds = typer.Typer(
@@ -47,7 +45,7 @@ def start(
         Path | None, typer.Option(help="Where the run is saved; DIR/run unless given.", metavar="FOLDER")
     ] = None,
     patience: Patience = 600.0,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Begin an experiment and stay with it to its end. Ctrl-C stops it now; `rounds resume` continues it.
 
@@ -76,7 +74,7 @@ def start(
 
 
 @rounds.command()
-def resume(folder: Folder, patience: Patience = 600.0, as_json: Json = False) -> None:
+def resume(folder: Folder, patience: Patience = 600.0, as_json: AsJson = False) -> None:
     """Continue the experiment after anything was stopped or killed. One that is finished is left alone."""
     from server.deployment import Deployment
     from server.rounds import Experiment
@@ -96,7 +94,7 @@ def resume(folder: Folder, patience: Patience = 600.0, as_json: Json = False) ->
 def stop(
     folder: Folder,
     now: Annotated[bool, typer.Option("--now", help="Do not wait for the round to end; its replies are lost.")] = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """End the experiment after the round that is going on; `rounds resume` continues it."""
     from server.deployment import Deployment
@@ -110,7 +108,7 @@ def _go_on(deployment: Deployment, experiment: Experiment, patience: float, as_j
     from server.rounds import Loop, stop_rounds
 
     try:
-        experiment = Loop(patience=patience, on_line=_note).run(deployment, experiment)
+        experiment = Loop(patience=patience, on_line=note).run(deployment, experiment)
     except (KeyboardInterrupt, SystemExit):
         stop_rounds(deployment, now=True)
         raise
@@ -124,9 +122,4 @@ def _report(experiment: Experiment, as_json: bool) -> None:
     if as_json:
         emit_json(facts)
     else:
-        _note(f"{facts['state']} after {facts['round']} of {facts['rounds']} rounds; {experiment.folder}")
-
-
-def _note(line: str) -> None:
-    """Progress goes to stderr; stdout is for results."""
-    sys.stderr.write(line + "\n")
+        note(f"{facts['state']} after {facts['round']} of {facts['rounds']} rounds; {experiment.folder}")
