@@ -1,8 +1,9 @@
-"""Certificates of a deployment: its own authority, and the server's certificate for loopback."""
+"""Certificates of a deployment: its own authority, and the server's certificate for loopback and its names."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +21,15 @@ _SERVER_DAYS = 365
 _RENEW_DAYS = 30
 
 
-def create_certificates(folder: Path) -> None:
-    """Make the CA and the server certificate in `folder`, or keep the ones that are there.
+def create_certificates(folder: Path, *, names: Sequence[str] = (), renew: bool = False) -> x509.Certificate:
+    """Make the CA and the server certificate in `folder`, or keep the ones that are there. Returns the server's.
 
-    An existing CA is never replaced, because devices trust it. The server certificate is renewed when it
-    ends within 30 days. Keys are P-256, files of mode 0600. Raises DeploymentError when only half is there.
+    names: host names and IP addresses of the server besides localhost and 127.0.0.1.
+    renew: issue a new server certificate in any case.
+
+    An existing CA is never replaced, because devices trust it. The server certificate is issued anew when it ends
+    within 30 days or lacks a name; devices notice nothing. Keys are P-256, files of mode 0600. Raises DeploymentError
+    when only half is there.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if _pair_exists(folder / "ca.pem", folder / "ca.key"):
@@ -34,13 +39,28 @@ def create_certificates(folder: Path) -> None:
         _write_pair(folder / "ca.pem", folder / "ca.key", ca, ca_key)
 
     files = folder / "server.pem", folder / "server.key"
-    if _pair_exists(*files):
+    wanted = ["localhost", HOST, *(name for name in dict.fromkeys(names) if name not in ("localhost", HOST))]
+    if not renew and _pair_exists(*files):
         certificate, _ = _read_pair(*files)
         remaining = certificate.not_valid_after_utc - datetime.now(UTC)
-        if certificate.issuer == ca.subject and remaining > timedelta(days=_RENEW_DAYS):
-            return
-    issued = _issue("localhost", timedelta(days=_SERVER_DAYS), authority=(ca, ca_key))
+        lasts = certificate.issuer == ca.subject and remaining > timedelta(days=_RENEW_DAYS)
+        if lasts and set(wanted) <= set(names_in(certificate)):
+            return certificate
+    issued = _issue(wanted[-1], timedelta(days=_SERVER_DAYS), authority=(ca, ca_key), names=wanted)
     _write_pair(*files, *issued)
+    return issued[0]
+
+
+def names_in(certificate: x509.Certificate) -> list[str]:
+    """The host names and addresses a certificate is for."""
+    from cryptography import x509
+
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    addresses = [str(address) for address in found.get_values_for_type(x509.IPAddress)]
+    return [*found.get_values_for_type(x509.DNSName), *addresses]
 
 
 def _issue(
@@ -48,17 +68,16 @@ def _issue(
     lifetime: timedelta,
     *,
     authority: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None,
+    names: Sequence[str] = (),
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """A certificate and its key: self-signed for a CA, signed by `authority` for a server on loopback."""
-    import ipaddress
-
+    """A certificate and its key: self-signed for a CA, signed by `authority` for a server of these names."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
     issuer, signing_key = (authority[0].subject, authority[1]) if authority else (subject, key)
     # A minute back: two clocks on one network are rarely exactly alike.
     start = datetime.now(UTC) - timedelta(minutes=1)
@@ -76,10 +95,22 @@ def _issue(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()), critical=False)
     )
     if authority:
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(HOST))]
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        alternatives = x509.SubjectAlternativeName([_general_name(each) for each in names])
+        builder = builder.add_extension(alternatives, critical=False)
         builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
     return builder.sign(signing_key, hashes.SHA256()), key
+
+
+def _general_name(text: str) -> x509.GeneralName:
+    """A host name or an IP address, as certificates want it."""
+    import ipaddress
+
+    from cryptography import x509
+
+    try:
+        return x509.IPAddress(ipaddress.ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)
 
 
 def _key_usage(*, ca: bool) -> x509.KeyUsage:

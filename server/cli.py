@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from server import cli_release
+from server import cli_care, cli_devices, cli_release, cli_rounds
+from server.cli_options import AsJson, Folder, note
 from shared.terminal import emit_json, run_cli
 
 app = typer.Typer(
@@ -17,15 +17,16 @@ app = typer.Typer(
     add_completion=False,
 )
 
-cli_release.add_commands(app)
-
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment folder.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-
 
 @app.callback()
 def _program() -> None:
     """The aggregation server. It sees updates, never events."""
+
+
+cli_care.add_commands(app)
+cli_devices.add_commands(app)
+cli_release.add_commands(app)
+cli_rounds.add_commands(app)
 
 
 @app.command()
@@ -33,43 +34,48 @@ def start(
     folder: Folder,
     port: Annotated[
         int,
-        typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 keeps the last one or picks a free one."),
+        typer.Option(min=0, max=65535, help="Port that devices connect to; 0 keeps the last one."),
     ] = 0,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Start the server on this machine and keep it running until Ctrl-C.
 
-    The first start makes DIR with its certificates. Hand DIR/invitation.json to the devices.
+    The first start makes DIR as `init` does. With nginx installed, devices reach it through one public port and enrol
+    with a token (`enroll`); without, only devices of this machine can join, with DIR/invitation.json and `register`.
     """
+    import os
     from time import sleep
 
-    from server.deployment import running_server
+    from server.running import running_server
     from shared.errors import DeploymentError
 
-    with running_server(folder, port=port) as (deployment, server):
+    os.umask(0o077)  # what Flower and nginx write is nobody else's either
+    with running_server(folder, port=port, warn=note) as server:
+        deployment = server.deployment
         if as_json:
-            emit_json({"address": deployment.address, "invitation": str(deployment.invitation)})
-        _note(f"ready at {deployment.address}; invitation for devices: {deployment.invitation}")
-        while server.exit_code is None:
+            facts = {"address": deployment.public, "proxied": bool(deployment.door)}
+            emit_json({**facts, "invitation": str(deployment.invitation)})
+        how = f"enrol devices with: homerank-server enroll {folder}" if deployment.door else "register devices by hand"
+        note(f"ready at {deployment.public}; {how}; invitation: {deployment.invitation}")
+        while (ended := server.ended) is None:
             sleep(0.5)
-        raise DeploymentError(f"the server ended; end of {server.log}:\n{server.tail()}")
+        raise DeploymentError(f"the server ({ended.log.stem}) ended; end of {ended.log}:\n{ended.tail()}")
 
 
 @app.command()
 def register(
     folder: Folder,
     public_key: Annotated[Path, typer.Argument(metavar="KEY.pub", help="The device's public key.")],
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Let the device with this public key join. The server must be running."""
     from server.runs import register as register_key
 
     node_id = register_key(folder, public_key)
     if as_json:
-        # A string, because a 64-bit node id does not survive every JSON reader.
-        emit_json({"node_id": str(node_id), "public_key": str(public_key)})
+        emit_json({"node_id": node_id, "public_key": str(public_key)})
     else:
-        _note(f"registered {public_key} as node {node_id}")
+        note(f"registered {public_key} as node {node_id}")
 
 
 @app.command()
@@ -91,7 +97,7 @@ def run(
         Path | None, typer.Option(help="Where the run is saved; DIR/run unless given.", metavar="FOLDER")
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds the whole run may take.")] = 24 * 3600.0,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run rounds of training with the devices that have joined, ship the adapter to them, and wait for the end.
 
@@ -99,7 +105,8 @@ def run(
     interrupted goes on when it is given the same folder and settings.
     """
     from server.deployment import Deployment
-    from server.runs import RunValue, prepare_run, run_rounds
+    from server.rounds import run_settings
+    from server.runs import prepare_run, run_rounds
 
     Deployment.at(folder)  # nothing is written for a deployment that is not there
 
@@ -111,21 +118,11 @@ def run(
         f"federation.minimum_devices={devices}",
     ]
     prepare_run(target, catalogue=catalogue, config=config, assignments=assignments)
-    settings: dict[str, RunValue] = {
-        "out": str(target),
-        "deployment": True,
-        "ledger": str(folder.expanduser().resolve() / "ledger.sqlite"),
-    }
-    run_id = run_rounds(folder, run_config=settings, timeout=timeout, on_line=_note)
+    run_id = run_rounds(folder, run_config=run_settings(Deployment.at(folder), target), timeout=timeout, on_line=note)
     if as_json:
         emit_json({"run_id": str(run_id), "out": str(target), "adapter": str(target / "adapter")})
     else:
-        _note(f"run {run_id} completed; adapter in {target / 'adapter'}")
-
-
-def _note(line: str) -> None:
-    """Progress goes to stderr; stdout is for results."""
-    sys.stderr.write(line + "\n")
+        note(f"run {run_id} completed; adapter in {target / 'adapter'}")
 
 
 def main() -> NoReturn:

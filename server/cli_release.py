@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.cli_options import AsJson, Folder
 from shared.terminal import emit_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from server.publishing import Published
-
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment folder.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -36,7 +34,7 @@ def publish(
     simulation: Annotated[
         bool, typer.Option("--simulation", help="Release the adapter of a simulation, whose ledger is its own.")
     ] = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Sign the adapter of a run and make it the newest release that devices fetch.
 
@@ -65,7 +63,7 @@ def publish(
     sys.stdout.write(privacy["statement"] + "\n")
 
 
-def releases(folder: Folder, as_json: Json = False) -> None:
+def releases(folder: Folder, as_json: AsJson = False) -> None:
     """List the releases of DIR, each checked as a device would. Exit code 1 when one does not verify."""
     from server.publishing import published
 
@@ -87,7 +85,7 @@ def dashboard(
     run: Annotated[
         Path | None, typer.Option(help="The run to show; the newest of DIR unless given.", metavar="RUN")
     ] = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show rounds, cohorts, refusals, updates, epsilon, adapters and devices on a page of this machine until Ctrl-C.
 

@@ -12,7 +12,9 @@ from time import monotonic, sleep
 from typing import Any
 
 from server.certificates import replace_file
-from server.deployment import CONNECTION, Deployment
+from server.deployment import CONNECTION, Deployment, reachable
+from server.fleet import Fleet, canonical_key
+from server.registry import Registry
 from shared.artifacts import load_catalogue, save_catalogue, write_atomic
 from shared.config import Config, load_config, merge, override, to_toml
 from shared.datasets.generic import read_items
@@ -24,23 +26,30 @@ from shared.transfer import keep_start
 RunValue = bool | int | float | str
 
 
-def register(folder: Path, public_key: Path, *, timeout: float = 60.0) -> int:
+def register(folder: Path, public_key: Path) -> str:
     """Allow the device with this public key (NIST EC, OpenSSH form) to join. Returns its node id.
 
     Raises DeploymentError when the server does not run, the file is no such key, or Flower refuses it.
     """
-    key = public_key.expanduser().resolve()
-    _require_public_key(key)
-    deployment = _reachable(folder)
+    path = public_key.expanduser().resolve()
     try:
-        reply = _flwr(deployment, "supernode", "register", str(key), CONNECTION, timeout=timeout)
-    except DeploymentError as error:
-        if "already in use" in str(error):
-            raise DeploymentError(f"{key} is registered already; its device can join") from error
-        raise
-    if not reply.get("node-id"):
-        raise DeploymentError(f"Flower did not register {key}: {reply.get('error-message', 'no reason given')}")
-    return int(reply["node-id"])
+        text = path.read_text(encoding="ascii")
+    except (OSError, ValueError) as error:
+        raise DeploymentError(f"{path} is not a readable OpenSSH public key; expected device.pub") from error
+    key = canonical_key(text, name=str(path))
+    deployment = reachable(folder)
+    registry = Registry(deployment.registry)
+    try:
+        with Fleet(deployment) as fleet:
+            node = fleet.register(key)
+        if node is None:
+            raise DeploymentError(
+                f"{path} is registered already; its device can join, unless it was revoked: Flower takes no key twice"
+            )
+        registry.admit(key, node)
+    finally:
+        registry.close()
+    return node
 
 
 def prepare_run(target: Path, *, catalogue: Path, config: Path | None, assignments: Sequence[str]) -> None:
@@ -71,36 +80,45 @@ def run_rounds(
     components: tuple[str, str] = ("server.app:app", "client.app:app"),
     timeout: float = 24 * 3600.0,
     on_line: Callable[[str], None] = lambda line: None,
+    on_start: Callable[[int], None] = lambda run: None,
 ) -> int:
     """Run the ServerApp with the devices that have joined, and wait for its end. Returns Flower's run id.
 
     run_config: becomes `context.run_config` in the ServerApp and in every ClientApp, keys as given.
     components: the ServerApp and the ClientApp as `module:attribute`, importable where they run.
-    timeout: seconds for the whole run. on_line: called with each line the ServerApp logs.
+    timeout: seconds for the whole run. on_line: called with each line the ServerApp logs. on_start: with the run id,
+    as soon as it is known.
 
     Raises DeploymentError when the server does not run, when the run does not end in time (it is then
     stopped), and when it ends in any state but completed; the message carries the end of the log.
     """
-    deployment = _reachable(folder)
+    deployment = reachable(folder)
     with _only_run(deployment):
         bundle = write_bundle(deployment.folder / "app", run_config=run_config, components=components)
-        run_id = _follow_run(deployment, bundle, timeout=timeout, on_line=on_line)
+        run_id = _follow_run(deployment, bundle, timeout=timeout, on_line=on_line, on_start=on_start)
         return _require_completed(deployment, run_id)
 
 
-def _follow_run(deployment: Deployment, bundle: Path, *, timeout: float, on_line: Callable[[str], None]) -> int | None:
+def _follow_run(
+    deployment: Deployment,
+    bundle: Path,
+    *,
+    timeout: float,
+    on_line: Callable[[str], None],
+    on_start: Callable[[int], None],
+) -> int | None:
     """Submit the bundle and stay with the run to its end; a run that is left behind is stopped."""
     command = [flower_program("flwr"), "run", str(bundle), CONNECTION, "--stream"]
     environment = flower_environment(deployment.flower_home)
     with Child(command, log=deployment.run_log, env=environment, cwd=deployment.folder) as run:
-        follower = _Follower(run, on_line)
+        follower = _Follower(run, on_line, on_start)
         try:
             finished = follower.follow(timeout)
         except BaseException:
-            _stop_run(deployment, follower.run_id)
+            stop_run(deployment, follower.run_id)
             raise
         if not finished:
-            _stop_run(deployment, follower.run_id)
+            stop_run(deployment, follower.run_id)
             raise DeploymentError(f"the run did not end within {timeout:.0f} s; end of {run.log}:\n{run.tail()}")
     return follower.run_id
 
@@ -168,10 +186,10 @@ def _version() -> str:
 class _Follower:
     """Reads what `flwr run --stream` writes until it ends, and picks up the run id on the way."""
 
-    def __init__(self, run: Child, on_line: Callable[[str], None]) -> None:
+    def __init__(self, run: Child, on_line: Callable[[str], None], on_start: Callable[[int], None]) -> None:
         self.run_id: int | None = None
         self._run = run
-        self._on_line = on_line
+        self._on_line, self._on_start = on_line, on_start
 
     def follow(self, timeout: float) -> bool:
         """False when the run went on past `timeout` seconds."""
@@ -188,6 +206,7 @@ class _Follower:
         for line in self._run.new_lines():
             if found := re.search(r"Successfully started run (\d+)", line):
                 self.run_id = int(found[1])
+                self._on_start(self.run_id)
             self._on_line(line)
 
 
@@ -206,45 +225,44 @@ def _require_completed(deployment: Deployment, run_id: int | None) -> int:
     return run_id
 
 
-def _stop_run(deployment: Deployment, run_id: int | None) -> None:
-    """End a run now. Flower only marks it as stopped: its ServerApp goes on for a minute, or for ever."""
-    import psutil  # type: ignore[import-untyped]
+def unfinished_run(deployment: Deployment) -> str:
+    """Flower's id of the run that goes on, "" when none does."""
+    reply = _flwr(deployment, "list", CONNECTION)
+    going = [run for run in reply.get("runs") or [] if not str(run.get("status")).startswith("finished")]
+    return str(going[0]["run-id"]) if going else ""
 
+
+def wait_for_run(deployment: Deployment, run: str, *, timeout: float, pause: float) -> None:
+    """Wait for a run that another process started. DeploymentError unless it completes within `timeout` seconds."""
+    deadline = monotonic() + timeout
+    while run == unfinished_run(deployment):
+        if monotonic() > deadline:
+            stop_run(deployment, int(run))
+            raise DeploymentError(f"run {run} did not end within {timeout:.0f} s")
+        sleep(pause)
+    _require_completed(deployment, int(run))
+
+
+def stop_run(deployment: Deployment, run_id: int | None) -> None:
+    """End a run now. Flower only marks it as stopped: its ServerApp goes on for a minute, or for ever."""
     if run_id is None:
         return
     with suppress(DeploymentError):
         # No answer means that the server is gone, and with it the run.
         _flwr(deployment, "stop", str(run_id), CONNECTION, timeout=20)
+    end_server_apps(deployment)
+
+
+def end_server_apps(deployment: Deployment) -> None:
+    """End every ServerApp that works for this deployment's SuperLink, or for one that was killed."""
+    import psutil  # type: ignore[import-untyped]
+
     address = ["--runtime-api-address", deployment.address]
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             command = process.cmdline()
             if any("flwr-serverapp" in part for part in command[:2]) and address == command[2:4]:
                 process.terminate()
-
-
-def _reachable(folder: Path) -> Deployment:
-    """The deployment, if its server answers."""
-    deployment = Deployment.at(folder)
-    if not deployment.answers():
-        raise DeploymentError(
-            f"no server answers at {deployment.address}; start it with: homerank-server start {deployment.folder}"
-        )
-    return deployment
-
-
-def _require_public_key(path: Path) -> None:
-    """Flower exits without JSON on a bad key file, so it is checked here."""
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-
-    try:
-        key = load_ssh_public_key(path.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise DeploymentError(f"{path} is not a readable OpenSSH public key; expected device.pub") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise DeploymentError(f"{path} holds another kind of key; expected a NIST elliptic curve key")
 
 
 def _flwr(deployment: Deployment, *arguments: str, timeout: float = 60.0) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def _usage_message(error: click.UsageError, name: str) -> str:
     if "\n" in message or not message:
         return message
     # Typer and newer versions of click both suggest a close command.
-    message = re.sub(r"(Did you mean [^?]*\?) \1", r"\1", message)
+    message = re.sub(r"(Did you mean [^?]*\?) (\1|\(Did you mean one of: [^?]*\?\))", r"\1", message)
     return f"{message} (see {error.ctx.command_path if error.ctx else name} --help)"
 
 

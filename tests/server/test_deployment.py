@@ -244,7 +244,8 @@ def invoke(*arguments: str) -> int:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["strat"], "Did you mean 'start'? (see homerank-server --help)"),
+        (["strat"], "Did you mean 'start', 'status'? (see homerank-server --help)"),
+        (["enrol", "d"], "Did you mean 'enroll'? (see homerank-server --help)"),
         (["start", "--prot", "1", "d"], "Did you mean '--port'? (see homerank-server start --help)"),
         (["start"], "Missing argument 'DIR'"),
         (["run", "nowhere"], "Missing option '--catalogue'"),
