@@ -33,6 +33,7 @@ def join(
         Path, typer.Argument(metavar="INVITATION", help="The invitation.json of the server's operator.")
     ],
     home: Annotated[Path, typer.Option(help="The device's folder; made when missing.", metavar="FOLDER")],
+    profile: Annotated[str, typer.Option(help="Whose data on this device takes part.", metavar="NAME")] = "default",
     data: Annotated[
         Path | None,
         typer.Option(help="The first time: a data folder with this person's history.", metavar="FOLDER"),
@@ -52,6 +53,9 @@ def join(
     secure: Annotated[
         bool, typer.Option("--secure-aggregation", help="Refuse rounds in which the server could see this reply.")
     ] = False,
+    any_time: Annotated[
+        bool, typer.Option("--any-time", help="Train on battery too, and while the machine is in use.")
+    ] = False,
     keys_only: Annotated[
         bool,
         typer.Option("--keys-only", help="Make the device's keys, print the public key's path, and stop."),
@@ -62,11 +66,16 @@ def join(
     """Take part in training until Ctrl-C. INVITATION is the file the server's operator gives out.
 
     The first time: join with --keys-only, have the server's operator register the public key, then join
-    with --data.
+    with --data. A service that already runs for this profile answers the rounds, within the limits it was started
+    with; otherwise this command answers them.
     """
-    from client.deployment import DeviceHome, Invitation, create_keys
+    from client.deployment import DeviceHome, Invitation, adopt_earlier_files, create_keys
     from client.deployment import join as take_part
-    from client.intake import import_history
+    from client.door.gate import ANY_TIME, Policy
+    from client.door.server import open_door
+    from client.limits import Limits
+    from client.portability import import_data
+    from client.profile import Profile
     from shared.errors import DeploymentError
 
     device = DeviceHome.at(home)
@@ -81,22 +90,26 @@ def join(
     if keys_only:
         report(f"public key to register: {facts['public_key']}")
         return
-    settings = device.settings(
+    limits = Limits.of_owner(
         mode=privacy, trust=trust, epsilon=epsilon, delta=delta, user_epsilon=user_epsilon, secure=secure
     )
-    store, catalogue = Path(str(settings["store"])), Path(str(settings["catalogue"]))
+    person = Profile.open(device.folder, profile)
+    if profile == "default":
+        adopt_earlier_files(device, person)
     if data is not None:
-        count = import_history(data, user=user, store=store, catalogue=catalogue)
-        sys.stderr.write(f"imported {count} events; they stay in {store}\n")
-    elif not (store.exists() and catalogue.exists()):
+        count = import_data(person, data, user=user)
+        sys.stderr.write(f"imported {count} events; they stay in {person.events}\n")
+    elif not (person.events.exists() and person.catalogue.exists()):
         raise DeploymentError(f"{home}: found no history; join with --data FOLDER the first time")
-    take_part(
-        device,
-        invited,
-        node_config=settings,
-        timeout=timeout,
-        on_ready=lambda: report(f"joined {invited.address}; leave with Ctrl-C"),
-    )
+    with open_door(person, limits=limits, policy=ANY_TIME if any_time else Policy()) as (socket, own):
+        answering = "" if own else "; the service that already runs answers, within its own limits"
+        take_part(
+            device,
+            invited,
+            node_config={"socket": str(socket)},
+            timeout=timeout,
+            on_ready=lambda: report(f"joined {invited.address}{answering}; leave with Ctrl-C"),
+        )
 
 
 def main() -> NoReturn:

@@ -5,7 +5,8 @@
     HOME/
       device.key, device.pub    the device's identity (NIST P-256); the key has mode 0600 and never leaves
       ca.pem                    certificate of the deployment, from the invitation
-      node.toml                 what the ClientApp finds in `context.node_config`
+      node.toml                 what the ClientApp finds in `context.node_config`: where the training socket is
+      profiles/, run/           the person's data, and that socket (`client.profile`, `client.door`)
       flower/                   FLWR_HOME: where Flower unpacks the bundle the server sends
       logs/supernode.log
 """
@@ -22,11 +23,13 @@ from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING
 
-from shared.errors import ConfigError, DeploymentError
+from shared.errors import DeploymentError
 from shared.terminal import Child, flower_environment, flower_program, free_port, wait_until
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
+
+    from client.profile import Profile
 
 #: Values Flower can carry in a node configuration.
 NodeValue = bool | int | float | str
@@ -74,43 +77,6 @@ class DeviceHome:
     def log(self) -> Path:
         """What the SuperNode and the ClientApps wrote."""
         return self.folder / "logs" / "supernode.log"
-
-    def settings(
-        self,
-        *,
-        mode: str,
-        trust: str,
-        epsilon: float,
-        delta: float,
-        user_epsilon: float = 0.0,
-        secure: bool = False,
-    ) -> dict[str, NodeValue]:
-        """What the device's ClientApp is told about itself; the limits are the owner's, never the server's.
-
-        Raises ConfigError for an unknown mode or trust, or a delta that no noise meets.
-        """
-        for name, value, known in (
-            ("privacy", mode, ("event", "user", "both", "none")),
-            ("trust", trust, ("aggregate", "local")),
-        ):
-            if value not in known:
-                raise ConfigError(f"--{name}: found {value!r}; expected one of {', '.join(known)}")
-        if user_epsilon and mode != "both":
-            raise ConfigError("--user-epsilon belongs to --privacy both; use --epsilon")
-        if not delta > 0:
-            raise ConfigError(f"--delta: found {delta}; expected more than 0, for example 1e-5")
-        return {
-            "store": str(self.folder / "device.sqlite"),
-            "ledger": str(self.folder / "ledger.sqlite"),
-            "catalogue": str(self.folder / "items.jsonl"),
-            "adapter": str(self.folder / "adapter"),
-            "mode": mode,
-            "trust": trust,
-            "epsilon": epsilon,
-            "delta": delta,
-            "user_epsilon": user_epsilon,
-            "secure": secure,
-        }
 
 
 @dataclass(frozen=True)
@@ -186,6 +152,22 @@ def _read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise DeploymentError(f"{path} holds another kind of key; expected a NIST elliptic curve key")
     return key
+
+
+def adopt_earlier_files(home: DeviceHome, profile: Profile) -> None:
+    """Move what an earlier version kept in HOME itself into the profile; nothing where there is nothing.
+
+    The ledger goes first: a device that forgot what it spent would have a second budget.
+    """
+    moves = {"ledger": profile.ledger, "witness": profile.witness, "catalogue": profile.catalogue}
+    earlier = {"ledger": "ledger.sqlite", "witness": "device.witness", "catalogue": "items.jsonl"}
+    moves |= {"adapter": profile.adapter, "events": profile.events}
+    earlier |= {"adapter": "adapter", "events": "device.sqlite"}
+    for name, target in moves.items():
+        for suffix in ("", "-wal", "-shm"):
+            source = home.folder / (earlier[name] + suffix)
+            if source.exists() and not (place := target.with_name(target.name + suffix)).exists():
+                source.rename(place)
 
 
 @contextmanager

@@ -247,15 +247,19 @@ class Device:
         return AdapterState(window_moments(windows, runtime.table, runtime.scorer.layout, clip=clip))
 
     def _differences(self, runtime: Runtime, noise: Noise, *, stages: Sequence[Stage]) -> AdapterState:
-        """Half the NDCG@10 gain of each stage over the start on this device's held-out event, clipped."""
+        """Half the NDCG@10 gain of each stage over the start on this device's held-out event, clipped.
+
+        None for an event that no ranking could offer, on an item met before: a refusal would tell that it is there.
+        """
         limit = noise.event.clip / (2 * math.sqrt(len(stages))) if noise.event else math.inf
         gains = np.zeros(len(stages))
         held_out = np.flatnonzero((history := self.history()).roles == Role.VALIDATE)
         if len(held_out):
             before, target = history[: held_out[-1]], int(history.items[held_out[-1]])
-            quality = [_quality(runtime, before, target, stage=stage) for stage in ("start", *stages)]
-            limit = min(DIFFERENCE_BOUND, limit)
-            gains = np.clip((np.array(quality[1:]) - quality[0]) / 2, -limit, limit)
+            if target not in seen_items(before):
+                quality = [_quality(runtime, before, target, stage=stage) for stage in ("start", *stages)]
+                limit = min(DIFFERENCE_BOUND, limit)
+                gains = np.clip((np.array(quality[1:]) - quality[0]) / 2, -limit, limit)
         return AdapterState({"difference": gains.astype(np.float32)})
 
 

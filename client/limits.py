@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.errors import ProtocolError
+from shared.errors import ConfigError, ProtocolError
 from shared.noise import MODES, Noise
 
 
@@ -23,6 +23,23 @@ class Limits:
     delta: float
     user_epsilon: float = 0.0
     secure: bool = False
+
+    @classmethod
+    def of_owner(
+        cls, *, mode: str, trust: str, epsilon: float, delta: float, user_epsilon: float = 0.0, secure: bool = False
+    ) -> Limits:
+        """What the owner asks for on a command line. ConfigError for an unknown mode or trust, or a useless delta."""
+        for name, value, known in (
+            ("privacy", mode, ("event", "user", "both", "none")),
+            ("trust", trust, ("aggregate", "local")),
+        ):
+            if value not in known:
+                raise ConfigError(f"--{name}: found {value!r}; expected one of {', '.join(known)}")
+        if user_epsilon and mode != "both":
+            raise ConfigError("--user-epsilon belongs to --privacy both; use --epsilon")
+        if not delta > 0:
+            raise ConfigError(f"--delta: found {delta}; expected more than 0, for example 1e-5")
+        return cls(mode, trust, epsilon=epsilon, delta=delta, user_epsilon=user_epsilon, secure=secure)
 
     @property
     def budgets(self) -> dict[str, float]:

@@ -6,9 +6,11 @@
       events.sqlite               what the person did, and how they edited their interests (`client.journal`)
       events.sqlite.damaged-TIME  an earlier one that could not be read any more (`client.quarantine`)
       ledger.sqlite, .witness     what was spent; survives everything else here
+      sent.sqlite                 what left this device (`client.door.sent`); survives forgetting too
+      door.lock                   held by the process that serves the training socket (`client.door.lock`)
       settings.json               `Preferences`
       items.jsonl                 the catalogue, public
-      adapter/                    the global adapter, public
+      adapter/, adapter.previous/ the global adapter and the one before it, public
       personal.safetensors        what was learned for this person alone
       cache/                      what was computed from events or queries and can be computed again
 """
@@ -134,6 +136,11 @@ class Profile:
         return self.folder / "ledger.witness"
 
     @property
+    def sent(self) -> Path:
+        """What left this device."""
+        return self.folder / "sent.sqlite"
+
+    @property
     def settings(self) -> Path:
         """The person's preferences."""
         return self.folder / "settings.json"
@@ -196,7 +203,8 @@ class Profile:
 
         Those are the personal part, the cache, and event files that were moved aside as damaged. Settings stay, so that
         somebody who paused taking part does not take part again. The ledger stays, because what earlier rounds gave
-        away they have given away: a ledger at zero would promise a second budget for the same person.
+        away they have given away: a ledger at zero would promise a second budget for the same person. The log of what
+        left the device stays with it; neither holds behaviour.
         """
         removed = []
         for path in (self.personal, self.cache, *set_aside(self.events)):

@@ -25,7 +25,8 @@ from shared.errors import AdapterError, ProtocolError
 
 SCHEMA_VERSION = 1
 PHASES = ("popularity", "prior", "train", "validate", "install")
-REFUSALS = ("bad-message", "budget", "catalogue", "backbone", "trust", "schema", "failed")
+#: What each means is a table in docs/privacy.md.
+REFUSALS = ("bad-message", "budget", "catalogue", "backbone", "trust", "schema", "busy", "paused", "failed")
 #: Entry of a training reply that says whether the update's norm was within the clip.
 BELOW_CLIP = "below_clip"
 #: A device's answer to the comparison is half an NDCG difference, so it lies between minus this and this.

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -12,15 +18,21 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client import app as module
 from client.app import app, open_device
+from client.door import rounds, wire
+from client.door.gate import ANY_TIME
+from client.door.server import Door
 from client.limits import Limits
-from client.store import Store
-from shared.artifacts import POPULARITY, save_catalogue
 from shared.errors import HomerankError
-from shared.privacy.ledger import Ledger
+from shared.noise import Layer, Noise
 from shared.protocol import decode_reply
+from shared.secagg.messages import Start, encode_question
 from simulations.runfolder import prepare
-from tests.client.small_device import ITEMS, OPEN, SHELF, question, rows
+from tests.client.small_device import CAREFUL, OPEN, question
+from tests.client.small_door import InProcess, charges, person
 from tests.simulations.tiny_runs import tiny_config, write_data
+
+ROOT = Path(__file__).resolve().parents[2]
+SECURE = Noise("event", "aggregate", "device", 3, event=Layer(2.0, 2.0), bound=2.0, scale=1000.0).to_dict()
 
 
 @pytest.fixture(autouse=True)
@@ -39,49 +51,100 @@ def message(content: RecordDict, kind: str) -> Message:
     return asked
 
 
-def real(folder: Path, **limits: Any) -> dict[str, Any]:
-    """The node configuration of a real device with some events."""
-    store = Store(folder / "device.sqlite")
-    store.replace(rows([1, 2, 3]))
-    store.close()
-    save_catalogue(SHELF, folder / "items.jsonl")
-    return {
-        "store": str(folder / "device.sqlite"),
-        "ledger": str(folder / "ledger.sqlite"),
-        "catalogue": str(folder / "items.jsonl"),
-        **limits,
-    }
+@pytest.fixture
+def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
+    """The door of a device with ten events."""
+    monkeypatch.setattr(rounds, "Worker", InProcess)
+    with Door(person(tmp_path), limits=CAREFUL, policy=replace(ANY_TIME, min_seconds=0.0)) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize(("phase", "kind"), [("train", "train"), ("popularity", "query"), ("validate", "query")])
-def test_a_real_device_answers_and_charges_its_own_ledger(phase: str, kind: str, tmp_path: Path) -> None:
+def test_a_real_device_answers_and_charges_its_own_ledger(phase: str, kind: str, door: Door) -> None:
     manifest, content = question(phase)
-    reply = app(message(content, kind), context(real(tmp_path)))
+    reply = app(message(content, kind), context({"socket": str(door.path)}))
     assert not reply.has_error()
     assert decode_reply(reply.content, manifest).shapes == manifest.reply
-    assert [release.phase for release in Ledger(tmp_path / "ledger.sqlite").releases(0)] == [phase]
+    assert [release.phase for release in charges(door.profile)] == [phase]
 
 
-def test_a_real_device_is_private_and_unseeded_unless_its_owner_says_otherwise(tmp_path: Path) -> None:
-    device = open_device(context(real(tmp_path)))
-    assert device._limits == Limits("event", "aggregate", epsilon=8.0, delta=1e-5)
-    assert device._seed is None
+def test_what_the_owner_set_is_what_holds_whatever_the_run_says(door: Door) -> None:
     _, content = question("popularity", noise=OPEN)
-    assert device.answer(content)["config"]["refusal"] == "trust"
+    node = {"socket": str(door.path), "mode": "none"}
+    reply = app(message(content, "query"), context(node, mode="none", epsilon=99.0, out="/elsewhere"))
+    assert reply.content["config"]["refusal"] == "trust"
 
 
-def test_what_the_owner_set_is_what_holds_whatever_the_run_says(tmp_path: Path) -> None:
-    settings = real(tmp_path, mode="none", trust="local", epsilon=1, delta=1e-6, adapter=str(tmp_path / "adapter"))
-    device = open_device(context(settings, out="/elsewhere", mode="event", epsilon=99.0))
-    assert device._limits == Limits("none", "local", epsilon=1.0, delta=1e-6)
-    assert device._adapter_folder == tmp_path / "adapter"
+def test_a_refusal_passes_through_as_it_is(door: Door) -> None:
+    door.pause()
+    reply = app(message(question("train")[1], "train"), context({"socket": str(door.path)}))
+    assert dict(reply.content) == {"config": {"refusal": "paused"}}
 
 
-def test_exact_counts_come_from_this_devices_store(tmp_path: Path) -> None:
-    manifest, content = question("popularity", noise=OPEN)
-    reply = app(message(content, "query"), context(real(tmp_path, mode="none")))
-    counts = decode_reply(reply.content, manifest).arrays[POPULARITY]
-    assert counts.tolist() == [float(item in (1, 2, 3)) for item in range(ITEMS)]
+def test_nothing_is_kept_where_the_server_has_a_hand(door: Door) -> None:
+    """Flower hands `state` to whatever bundle comes next."""
+    asked = encode_question(question("train", noise=SECURE)[1], session=bytes(16), body=Start())
+    around = context({"socket": str(door.path)})
+    reply = app(message(asked, "train"), around)
+    assert "refusal" not in reply.content["config"]
+    assert dict(around.state) == {}
+
+
+def test_a_device_whose_service_is_off_does_not_take_part(door: Door) -> None:
+    door.close()
+    reply = app(message(question("train")[1], "train"), context({"socket": str(door.path)}))
+    assert dict(reply.content) == {"config": {"refusal": "paused"}}
+
+
+@pytest.mark.parametrize("says", [b"", b"\x00\x00", b"\x00\x00\x00\x02\xff\xff", b"\xff" * 8])
+def test_a_service_that_breaks_off_is_one_word(says: bytes, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                wire.read(connection, timeout=10)
+                connection.sendall(says)
+
+        thread = Thread(target=answer)
+        thread.start()
+        reply = app(message(question("train")[1], "train"), context({"socket": str(tmp_path / "s")}))
+        thread.join()
+    assert dict(reply.content) == {"config": {"refusal": "failed"}}
+
+
+THIN = """
+import sys
+from pathlib import Path
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from client.app import app
+from client.door import wire
+TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+content = wire.unpack(Path(sys.argv[2]).read_bytes())
+message = Message(content, dst_node_id=7, message_type="train")
+message.metadata.__dict__["_message_id"] = "m"
+node = {"socket": sys.argv[1]}
+reply = app(message, Context(run_id=1, node_id=7, node_config=node, state=RecordDict(), run_config={}))
+Path(sys.argv[3]).write_bytes(wire.pack(reply.content))
+print(*sys.modules)
+"""
+
+
+def test_the_app_imports_nothing_heavy_and_nothing_of_the_person(door: Door, tmp_path: Path) -> None:
+    manifest, content = question("train")
+    (tmp_path / "question").write_bytes(wire.pack(content))
+    paths = [str(door.path), str(tmp_path / "question"), str(tmp_path / "reply")]
+    done = subprocess.run([sys.executable, "-c", THIN, *paths], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    reply = wire.unpack((tmp_path / "reply").read_bytes())
+    assert decode_reply(reply, manifest).shapes == manifest.reply
+    loaded = set(done.stdout.split())
+    assert not loaded & {"torch", "transformers", "peft", "opacus", "scipy", "dp_accounting", "safetensors"}
+    ours = {name for name in loaded if name.startswith("client.")}
+    assert ours == {"client.app", "client.door", "client.door.wire"}
 
 
 SECRET = "ana's folder"
@@ -102,14 +165,11 @@ def test_a_device_that_cannot_be_opened_says_one_word(error: Exception, monkeypa
         assert dict(reply.content) == {"config": {"refusal": "failed"}}
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"store": "/nowhere/at/all.sqlite"}, {"ledger": "/nowhere/l.sqlite"}, {"catalogue": "/no"}, {"epsilon": "much"}],
-    ids=lambda changes: next(iter(changes)),
-)
-def test_a_broken_node_configuration_says_one_word(changes: dict[str, Any], tmp_path: Path) -> None:
-    reply = app(message(question("train")[1], "train"), context(real(tmp_path) | changes))
-    assert dict(reply.content) == {"config": {"refusal": "failed"}}
+@pytest.mark.parametrize("place", ["{}", "{}/a folder", "relative"])
+def test_a_broken_node_configuration_says_one_word(place: str, tmp_path: Path) -> None:
+    (tmp_path / "a folder").mkdir()
+    reply = app(message(question("train")[1], "train"), context({"socket": place.format(tmp_path)}))
+    assert reply.content["config"]["refusal"] in ("failed", "paused")
 
 
 def test_virtual_devices_are_rows_of_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,17 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
-from client.deployment import DeviceHome, Invitation, create_keys, running_node
+from client.deployment import DeviceHome, Invitation, adopt_earlier_files, create_keys, running_node
+from client.limits import Limits
+from client.profile import Profile
+from client.store import Store
+from shared.artifacts import load_catalogue, save_catalogue
 from shared.errors import ConfigError, DeploymentError
+from shared.privacy.accounting import Release
+from shared.privacy.ledger import Ledger
 from shared.terminal import free_port, run_cli
+from tests.client.small_device import SHELF, rows
+from tests.client.small_door import charges
 
 CA = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"
 
@@ -30,13 +38,35 @@ def invitation_file(folder: Path, **changes: object) -> Path:
 
 
 @pytest.mark.parametrize("mode", ["event", "user", "none"])
-def test_a_budget_for_people_needs_a_unit_beside_it(mode: str, tmp_path: Path) -> None:
-    home = DeviceHome.at(tmp_path)
+def test_a_budget_for_people_needs_a_unit_beside_it(mode: str) -> None:
     rest = {"trust": "aggregate", "epsilon": 8.0, "delta": 1e-5}
     with pytest.raises(ConfigError, match="--user-epsilon belongs to --privacy both; use --epsilon"):
-        home.settings(mode=mode, user_epsilon=2.0, **rest)
-    assert home.settings(mode=mode, **rest)["user_epsilon"] == 0.0
-    assert home.settings(mode="both", user_epsilon=2.0, **rest)["user_epsilon"] == 2.0
+        Limits.of_owner(mode=mode, user_epsilon=2.0, **rest)
+    assert Limits.of_owner(mode=mode, **rest).user_epsilon == 0.0
+    assert Limits.of_owner(mode="both", user_epsilon=2.0, **rest).user_epsilon == 2.0
+
+
+def test_a_device_of_an_earlier_version_keeps_its_history_and_what_it_spent(tmp_path: Path) -> None:
+    home = DeviceHome.at(tmp_path)
+    store = Store(home.folder / "device.sqlite")
+    store.replace(rows([1, 2, 3]))
+    store.close()
+    save_catalogue(SHELF, home.folder / "items.jsonl")
+    (home.folder / "adapter").mkdir()
+    earlier = Ledger(home.folder / "ledger.sqlite", witness=home.folder / "device.witness")
+    earlier.charge(0, [Release("train", 2.0)], key="a", budgets={"event": 8.0}, delta=1e-5)
+    earlier.close()
+
+    profile = Profile.open(home.folder)
+    for _ in range(2):  # the second time there is nothing to do
+        adopt_earlier_files(home, profile)
+        assert charges(profile) == [Release("train", 2.0)]
+        journal = profile.journal(load_catalogue(profile.catalogue))
+        assert journal.newest(9).items.tolist() == [1, 2, 3]
+        journal.close()
+        assert profile.adapter.is_dir()
+    left = {path.name for path in home.folder.iterdir()}
+    assert left == {"profiles"}
 
 
 def test_keys_are_a_matching_p256_pair_and_private(tmp_path: Path) -> None:
@@ -137,6 +167,7 @@ def test_keys_only_prints_one_json_object_and_stops(tmp_path: Path, capsys: pyte
             "--user-epsilon belongs to --privacy both",
         ),
         (["join", "invitation.json", "--home", "h", "--data", "d"], "d"),
+        (["join", "invitation.json", "--home", "h", "--profile", "Ana B"], "profile: found 'Ana B'"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

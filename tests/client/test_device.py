@@ -403,6 +403,14 @@ def one_hot(item: int, height: float) -> np.ndarray:
     return array
 
 
+def test_a_held_out_item_that_was_met_before_is_compared_as_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stores give such an event another role; a file from elsewhere may not, and a code would tell."""
+    quiet(monkeypatch)
+    manifest, content = question("validate")
+    home = Home(events=rows([9, 4, 9], held_out=2))
+    assert answered(home.device.answer(content), manifest).pack().tolist() == [0.0]
+
+
 @pytest.mark.parametrize(
     ("start_beta", "adapter_beta", "expected"), [(0.0, 5.0, 0.5), (5.0, -5.0, -0.5), (5.0, 5.0, 0.0)]
 )

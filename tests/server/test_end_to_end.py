@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from client.device import Device
+from client.door.sent import read_sent
 from client.limits import Limits
+from client.profile import Profile
 from client.store import Store
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY, load_adapter, load_catalogue
 from shared.config import load_config
-from shared.privacy.ledger import Ledger
 from shared.runtime import runtime_for
 from tests.server.programs import ROOT, program
 
@@ -61,14 +62,15 @@ def exchanges(out: Path) -> list[tuple[str, int, dict[str, int]]]:
 
 def recommend_at(home: Path, out: Path) -> list[str]:
     """What a device recommends with the adapter it keeps."""
-    catalogue = load_catalogue(home / "items.jsonl")
+    profile = Profile.open(home)
+    catalogue = load_catalogue(profile.catalogue)
     runtime = runtime_for(load_config(out / "config.toml"), catalogue)
-    adapter, popularity, _ = load_adapter(home / "adapter")
+    adapter, popularity, _ = load_adapter(profile.adapter)
     runtime.install(AdapterState({**adapter.arrays, POPULARITY: popularity}))
     device = Device(
         0,
-        store=Store(home / "device.sqlite"),
-        ledger=Ledger(home / "ledger.sqlite"),
+        store=Store(profile.events),
+        ledger=profile.open_ledger(),
         catalogue=catalogue,
         limits=Limits("event", "aggregate", epsilon=8.0, delta=1e-5),
     )
@@ -87,7 +89,10 @@ def test_two_devices_train_without_and_with_privacy_and_rank_with_what_they_got(
     rounds = ["server", "run", str(folder), "--catalogue", str(people[0] / "items.csv"), "--devices", "2"]
     settings = [part for setting in LEARNABLE for part in ("--set", setting)]
     with program("server", "start", str(folder), expect=143) as ready:
-        joins = [["client", "join", ready["invitation"], "--home", str(home), "--privacy", "none"] for home in homes]
+        joins = [
+            ["client", "join", ready["invitation"], "--home", str(home), "--privacy", "none", "--any-time"]
+            for home in homes
+        ]
         for join in joins:
             key = command(*join, "--keys-only")["public_key"]
             assert command("server", "register", str(folder), key)["node_id"].isdigit()
@@ -96,7 +101,7 @@ def test_two_devices_train_without_and_with_privacy_and_rank_with_what_they_got(
         with program(*joins[0], expect=130), program(*joins[1], expect=130):
             plain, private = tmp_path / "plain", tmp_path / "private"
             command(*rounds, "--out", str(plain), "--rounds", "2", *settings, "--set", "privacy.mode=none")
-            learned = [load_adapter(home / "adapter") for home in homes]
+            learned = [load_adapter(profile.adapter) for profile in map(Profile.open, homes)]
             quorum = ["--set", "federation.quorum=0.5"]
             command(*rounds, "--out", str(private), "--rounds", "1", *settings, *quorum)
 
@@ -127,7 +132,7 @@ def test_two_devices_train_without_and_with_privacy_and_rank_with_what_they_got(
         ("install", 2, {}),
     ]
     planned = json.loads((private / "adapter" / "privacy.json").read_text())
-    rich, poor = (Ledger(home / "ledger.sqlite") for home in homes)
+    rich, poor = (Profile.open(home).open_ledger() for home in homes)
     assert [release.phase for release in rich.releases(0)] == ["popularity", "train", "validate"]
     assert (
         0
@@ -136,9 +141,24 @@ def test_two_devices_train_without_and_with_privacy_and_rank_with_what_they_got(
         <= 8.0 * (1 + 1e-6)
     )
     assert poor.releases(0) == []
+
+    # Each device knows what it sent, to the run without privacy too, and what that cost.
+    log, totals = read_sent(Profile.open(homes[0]).sent)
+    assert [(row.phase, bool(row.epsilon)) for _, row in log][::-1] == [
+        *((phase, False) for phase in ("popularity", "train", "train", "validate", "install")),
+        *((phase, phase != "install") for phase in ("popularity", "train", "validate", "install")),
+    ]
+    assert (totals.rounds, totals.answers) == (3, 7)
+    assert sum(row.epsilon.get("event", 0.0) for _, row in log) == pytest.approx(
+        rich.spent(0, unit="event", delta=1e-5)
+    )
+    log, totals = read_sent(Profile.open(homes[1]).sent)
+    assert [row.refusal for _, row in log][::-1] == [""] * 5 + ["budget"] * 3 + [""]
+    assert (totals.rounds, totals.answers) == (2, 4)
     for home, history in zip(homes, ([*range(0, 10), 10], [*range(8, 18), 5]), strict=True):
-        assert load_adapter(home / "adapter")[0] == load_adapter(private / "adapter")[0]
-        assert json.loads((home / "adapter" / "privacy.json").read_text()) == planned
+        kept = Profile.open(home).adapter
+        assert load_adapter(kept)[0] == load_adapter(private / "adapter")[0]
+        assert json.loads((kept / "privacy.json").read_text()) == planned
         best = recommend_at(home, private)
         assert len(set(best)) == 5
         assert not set(best) & {f"i{item}" for item in history}
