@@ -1,7 +1,8 @@
 """The device's side of secure aggregation: four answers, and what it refuses to answer.
 
-Every message may run in a fresh process, so what a device must remember lives in the `RecordDict` that Flower keeps
-for it (`context.state`). That record holds secrets; they are erased with the last answer.
+Every message may run in a fresh process, so what a device must remember lives in a `RecordDict` that outlives it: in a
+simulation the one that Flower keeps (`context.state`), on a real device one in the memory of its service
+(`client.door.rounds`). That record holds secrets; they are erased with the last answer.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ MEMORY = "secure-session"
 class SecureDevice:
     """Answers one device's questions.
 
-    memory: what Flower keeps between messages. plan: the public parameters. compute: gives the clipped vector (d,)
+    memory: what is kept between messages. plan: the public parameters. compute: gives the clipped vector (d,)
     without noise; called once a session, after every check of stage `masked`, so it is where a ledger is charged.
     rng: a simulation's noise generator; without one the operating system seeds the noise.
 

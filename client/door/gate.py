@@ -20,9 +20,11 @@ from dataclasses import dataclass, fields
 import psutil  # type: ignore[import-untyped]
 from flwr.app import RecordDict
 
+from client.door import wire
 from client.door.sent import SentLog
 from client.profile import Profile
-from shared.errors import ConfigError
+from shared.adapter import AdapterState
+from shared.errors import ConfigError, ProtocolError
 from shared.privacy.accounting import Release
 from shared.protocol import Manifest, decode_request
 from shared.secagg.messages import RECORD, decode_question, is_secure
@@ -60,6 +62,8 @@ class Policy:
                 raise ConfigError(f"policy.{setting.name}: found {value}; expected a number from 0 on")
 
 
+#: Of an answer: four bytes each, and room for its address.
+MOST_ENTRIES = wire.MAX_BYTES // 4 - 10_000
 #: Whatever the machine is doing; what a person said still holds.
 ANY_TIME = Policy(on_ac=False, max_load=math.inf)
 
@@ -73,10 +77,15 @@ class Question:
 
     @classmethod
     def read(cls, content: RecordDict) -> Question:
-        """ProtocolError for a message that breaks the contract."""
+        """ProtocolError for a message that breaks the contract, or asks for more than a message holds."""
         if is_secure(content):
-            return cls(decode_question(content).manifest, str(content[RECORD]["stage"]))
-        return cls(decode_request(content)[0], "")
+            found = cls(decode_question(content).manifest, str(content[RECORD]["stage"]))
+        else:
+            found = cls(decode_request(content)[0], "")
+        asked = AdapterState.length(found.manifest.reply)
+        if asked > MOST_ENTRIES:  # before anything is charged
+            raise ProtocolError(f"found a question for {asked} entries; at most {MOST_ENTRIES}")
+        return found
 
     @property
     def computes(self) -> bool:

@@ -6,7 +6,8 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
 
@@ -51,14 +52,14 @@ class Rounds:
         self._clock = clock
         self._state = RLock()  # over everything below
         self._worker: Worker | None = None
-        self._paused = False
+        self._paused, self._holds = False, 0
         self._kills = 0
         self._memory: tuple[str, RecordDict] = ("", RecordDict())  # of one secure session, with the name of its run
 
     @property
     def away(self) -> bool:
         """Whether this device does not take part."""
-        return self._paused or not self.gate.takes_part()
+        return self._paused or self._holds > 0 or not self.gate.takes_part()
 
     def answer(self, data: bytes | bytearray) -> bytes:
         """What is sent back for a question, written down already. Raises HomerankError when that could not be done."""
@@ -91,6 +92,18 @@ class Rounds:
         """Take part again, if the person's preferences say so too."""
         with self._state:
             self._paused = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Answer nothing within a block; nothing of an earlier question is at work when it begins."""
+        with self._state:
+            self._holds += 1
+            self.kill()
+        try:
+            yield
+        finally:
+            with self._state:
+                self._holds -= 1
 
     def kill(self) -> None:
         """End the worker at once, with all that it and a secure session know; what it computes is not given out."""
@@ -139,7 +152,7 @@ class Rounds:
     def _begin(self, question: Question) -> tuple[Worker, RecordDict, int]:
         """A worker, what the run's secure session left behind, and how often workers were killed so far."""
         with self._state:
-            if self._paused:
+            if self.away:
                 raise ProtocolError("this device does not take part now", code="paused")
             if self._worker is None or not self._worker.alive:
                 self.end_worker()

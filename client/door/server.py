@@ -9,7 +9,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock as Mutex
@@ -141,8 +141,12 @@ class Door:
         self._rounds.resume()
 
     def kill(self) -> None:
-        """End the training process at once, and forget a secure session. Call it before forgetting a person."""
+        """End the training process at once, and forget a secure session."""
         self._rounds.kill()
+
+    def held(self) -> AbstractContextManager[None]:
+        """A block in which nothing is answered and no process reads the person's events: forget them within one."""
+        return self._rounds.held()
 
     def status(self) -> Status:
         """What the door does and did last."""

@@ -132,6 +132,7 @@ def everything(door: Door) -> Iterator[tuple[str, Manifest | None, RecordDict, b
             "for another backbone": {"backbone": "b" * 64},
             "for other names": {"reply": {"events": (24,)}},
             "without a noise plan": {"noise": None},
+            "for too many numbers": {"reply": {"events": (20_000_000,)}},
             "with hardly any noise": {"noise": {**EVENT, "event": {"multiplier": 1e-6, "clip": 2.0}}},
             "without settings": {"settings": {}},
         }.items():
@@ -445,12 +446,17 @@ def test_forgetting_keeps_the_log(open_at: OpenDoor) -> None:
     door = open_at()
     assert code_for(door) is None
     before = read_sent(door.profile.sent)
-    door.kill()
     journal = door.profile.journal(tiny_runtime().catalogue)
-    assert door.profile.forget(journal).before["events"] == 10
+    with door.held():
+        assert door.profile.forget(journal).before["events"] == 10
+        assert read_sent(door.profile.sent) == before
+        assert code_for(door) == "paused"
     journal.close()
-    assert read_sent(door.profile.sent) == before
     assert code_for(door) is None  # like any device without events
+    door.pause()
+    with door.held():
+        assert code_for(door) == "paused"
+    assert code_for(door) == "paused"  # as it was before
 
 
 # --- the socket --------------------------------------------------------------------------------------------
