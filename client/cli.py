@@ -8,7 +8,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from client import cli_data, cli_service
+from client import cli_data, cli_install, cli_service
+from client.cli_service import AnyTime, Delta, Epsilon, Privacy, Secure, Trust, UserEpsilon
 from shared.terminal import emit_json, run_cli
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ def _program() -> None:
 
 cli_service.add_commands(app)
 cli_data.add_commands(app)
+cli_install.add_commands(app)
 
 
 @app.command()
@@ -39,23 +41,13 @@ def join(
         typer.Option(help="The first time: a data folder with this person's history.", metavar="FOLDER"),
     ] = None,
     user: Annotated[str | None, typer.Option(help="Whose history it is, when it holds several.")] = None,
-    privacy: Annotated[
-        str, typer.Option(help="event, user or both: refuse rounds that protect less; none: accept all.")
-    ] = "event",
-    trust: Annotated[
-        str, typer.Option(help="aggregate: rely on noise in the sum; local: only on this device's own.")
-    ] = "aggregate",
-    epsilon: Annotated[float, typer.Option(min=0, help="This device's budget over its life.")] = 8.0,
-    delta: Annotated[float, typer.Option(min=0, max=0.5, help="Delta at which epsilon is stated.")] = 1e-5,
-    user_epsilon: Annotated[
-        float, typer.Option(min=0, help="With --privacy both: the budget at user level; 0: the same.")
-    ] = 0.0,
-    secure: Annotated[
-        bool, typer.Option("--secure-aggregation", help="Refuse rounds in which the server could see this reply.")
-    ] = False,
-    any_time: Annotated[
-        bool, typer.Option("--any-time", help="Train on battery too, and while the machine is in use.")
-    ] = False,
+    privacy: Privacy = "event",
+    trust: Trust = "aggregate",
+    epsilon: Epsilon = 8.0,
+    delta: Delta = 1e-5,
+    user_epsilon: UserEpsilon = 0.0,
+    secure: Secure = False,
+    any_time: AnyTime = False,
     keys_only: Annotated[
         bool,
         typer.Option("--keys-only", help="Make the device's keys, print the public key's path, and stop."),

@@ -26,6 +26,16 @@ Kind = Annotated[str, typer.Option("--engine", help="full, or int8 or student wi
 Model = Annotated[Path | None, typer.Option("--model", help="Folder that export-model wrote.", metavar="FOLDER")]
 Item = Annotated[str, typer.Argument(help="Id of an item.", metavar="ITEM")]
 Count = Annotated[int, typer.Option("-k", min=1, max=500, help="How many items.")]
+#: What a device's owner allows, see `client.limits`.
+Privacy = Annotated[str, typer.Option(help="event, user or both: refuse rounds that protect less; none: accept all.")]
+Trust = Annotated[str, typer.Option(help="aggregate: rely on noise in the sum; local: only on this device's own.")]
+Epsilon = Annotated[float, typer.Option(min=0, help="This device's budget over its life.")]
+Delta = Annotated[float, typer.Option(min=0, max=0.5, help="Delta at which epsilon is stated.")]
+UserEpsilon = Annotated[float, typer.Option(min=0, help="With --privacy both: the budget at user level; 0: the same.")]
+Secure = Annotated[
+    bool, typer.Option("--secure-aggregation", help="Refuse rounds in which the server could see this reply.")
+]
+AnyTime = Annotated[bool, typer.Option("--any-time", help="Train on battery too, and while the machine is in use.")]
 HOME = Path("~/.homerank")
 
 
@@ -41,27 +51,45 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8765,
     engine: Kind = "full",
     model: Model = None,
+    socket: Annotated[
+        Path | None, typer.Option(help="Answer training rounds too, at this socket, within --privacy and so on.")
+    ] = None,
+    privacy: Privacy = "event",
+    trust: Trust = "aggregate",
+    epsilon: Epsilon = 8.0,
+    delta: Delta = 1e-5,
+    user_epsilon: UserEpsilon = 0.0,
+    secure: Secure = False,
+    any_time: AnyTime = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Keep the page's link, which is a key, out of logs.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Serve one person's recommender and its page on this machine until Ctrl-C."""
+    from client.limits import Limits
     from client.profile import Profile
+    from client.service.doorway import doorway
     from client.service.http import make_app
     from client.service.person import Person
     from client.service.running import Address, bound, exclusive, serve_app, token_of
 
+    limits = Limits.of_owner(
+        mode=privacy, trust=trust, epsilon=epsilon, delta=delta, user_epsilon=user_epsilon, secure=secure
+    )
     opened = Profile.open(home, profile)
     with exclusive(opened), bound(port) as listener:
-        person = Person(opened, engine=opener_of(engine, model))
+        person = Person(opened, engine=opener_of(engine, model), limits=limits)
         if not person.empty:
             _ = person.shop.ranking
 
         def ready(address: Address) -> None:
             if as_json:
                 emit_json({"url": address.url, "page": address.page, "profile": opened.name})
-            sys.stderr.write(f"the page: {address.page}\nleave with Ctrl-C\n")
+            where = f"{address.url}; the link to it: homerank-client page" if quiet else address.page
+            sys.stderr.write(f"the page: {where}\nleave with Ctrl-C\n")
 
         try:
-            serve_app(make_app(person, token=token_of(opened)), opened, listener, ready=ready)
+            with doorway(person, socket, any_time=any_time) as training:
+                serve_app(make_app(person, token=token_of(opened), training=training), opened, listener, ready=ready)
         finally:
             person.close()
 

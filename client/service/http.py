@@ -263,8 +263,8 @@ def _add_data(app: FastAPI, person: Person, door: Training) -> None:
     @app.post("/v1/forget", tags=["data"])
     def forget(asked: q.ForgetIn) -> a.ForgottenOut:
         """Wipe everything about the person but what the ledger spent, and prove it. It cannot be undone."""
-        door.stop()
-        found = person.forget()
+        with door.held():
+            found = person.forget()
         return a.ForgottenOut(
             before=found.before, after=found.after, files=list(found.files), words_searched=found.searched, kept=KEPT
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,8 +33,8 @@ class Training(Protocol):
         """Stop a round under way; nothing of it is sent."""
         ...
 
-    def stop(self) -> None:
-        """The same, and drop what is in memory of the person."""
+    def held(self) -> AbstractContextManager[None]:
+        """Stop it, drop what is in memory of the person, and answer nothing within a block."""
         ...
 
 
@@ -51,5 +52,6 @@ class NoTraining:
     def pause(self) -> None:
         """There is nothing to stop."""
 
-    def stop(self) -> None:
+    def held(self) -> AbstractContextManager[None]:
         """There is nothing to stop."""
+        return nullcontext()
