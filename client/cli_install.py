@@ -84,7 +84,7 @@ def install(
     if done.public_key:
         sys.stdout.write(f"public key, for the server's operator unless a token was used: {done.public_key}\n")
     if done.started:
-        sys.stdout.write("both services run; see systemctl status 'homerank-*'\n")
+        sys.stdout.write("systemd runs them; see systemctl status 'homerank-*'\n")
     for one in foreground:
         sys.stdout.write(f"run as {one['user']}: {one['command']}\n")
 

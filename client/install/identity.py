@@ -23,14 +23,17 @@ INVITATION = "invitation.json"
 _SECONDS = 120.0
 
 
-def make(node: DeviceHome, owner: Account, invitation: Invitation, *, key: str = "") -> None:
-    """Write invitation and keys into the node's folder as its owner. key: a private key to keep, in OpenSSH form.
+def make(node: DeviceHome, owner: Account, invitation: Invitation, *, python: Path, key: str = "") -> None:
+    """Write invitation and keys into the node's folder as its owner.
 
-    Raises DeploymentError when that fails.
+    python: the interpreter that has homerank. key: a private key to keep, in OpenSSH form. Raises DeploymentError when
+    it fails. Of root's environment nothing goes along but where programs and packages are: other processes of that user
+    can read it.
     """
+    environment = flower_environment(node.flower_home)
     facts = {"folder": str(node.folder), "invitation": asdict(invitation), "key": key}
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "client.install.identity"],
+        [str(python), "-P", "-m", "client.install.identity"],
         input=json.dumps(facts),
         capture_output=True,
         text=True,
@@ -40,7 +43,7 @@ def make(node: DeviceHome, owner: Account, invitation: Invitation, *, key: str =
         extra_groups=[],
         umask=0o077,
         cwd="/",
-        env=flower_environment(node.flower_home),
+        env={name: environment[name] for name in ("PATH", "PYTHONPATH") if name in environment},
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["no reason given"]

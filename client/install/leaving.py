@@ -16,7 +16,7 @@ from client.door.sent import read_sent
 from client.install import ownership
 from client.install.accounts import Accounts
 from client.install.identity import INVITATION
-from client.install.layout import Layout
+from client.install.layout import NODE_HOME, Layout
 from client.install.manifest import Manifest
 from client.install.systemd import Systemd
 from client.profile import Profile, profiles
@@ -52,7 +52,7 @@ def leave_installation(
     for name in manifest.users if layout.is_this_machine else ():
         _check_ended(accounts, name)
     homes = [layout.at(Path(name)) for name in manifest.home]
-    said = what_the_server_keeps(homes)
+    said = what_the_server_keeps(homes, known=str(NODE_HOME) in manifest.folders)
 
     removed, kept = [], []
     for name in manifest.files:
@@ -96,7 +96,7 @@ def leave_home(home: DeviceHome, *, forget: bool) -> Left:
             raise DeploymentError(f"{profile.folder}: found a running service; end it, then leave")
         with exclusive(profile):
             pass
-    said = what_the_server_keeps([home.folder]) if home.private_key.exists() else ()
+    said = what_the_server_keeps([home.folder], known=home.private_key.exists())
     removed = []
     for path in (*identity, home.log, *map(default_socket, opened)):
         if path.exists():
@@ -111,8 +111,8 @@ def leave_home(home: DeviceHome, *, forget: bool) -> Left:
     return Left(tuple(removed), (str(people),) if people.exists() else (), said)
 
 
-def what_the_server_keeps(homes: list[Path]) -> tuple[str, ...]:
-    """What leaving cannot take back, in sentences."""
+def what_the_server_keeps(homes: list[Path], *, known: bool) -> tuple[str, ...]:
+    """What leaving cannot take back, in sentences. known: whether there is a key that a server may have."""
     answers = size = 0
     for home in homes:
         for name in profiles(home):
@@ -122,13 +122,16 @@ def what_the_server_keeps(homes: list[Path]) -> tuple[str, ...]:
             with suppress(DataError):  # a damaged log keeps nobody here
                 totals = read_sent(log)[1]
                 answers, size = answers + totals.answers, size + totals.bytes
-    return (
+    key = (
         "this device's public key, until the operator revokes it; nobody can use it without the private key, which is"
-        " gone",
+        " gone"
+    )
+    given = (
         f"the sums that {answers} answers of this device went into ({size:,} bytes in all, by its own log), and every"
         " adapter released from them: nobody can take a share out of a sum again, which is what its noise was for",
         "the entries of its ledger that say at what noise those sums were released; they name no device",
     )
+    return (*([key] if known else []), *(given if known or answers else ()))
 
 
 def _check_ended(accounts: Accounts, name: str) -> None:

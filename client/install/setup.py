@@ -89,7 +89,7 @@ def install(
     os.chown(layout.at(SOCKETS), service.user, accounts.group(SOCKET_GROUP))
     layout.at(SOCKETS).chmod(SOCKETS_MODE)
     if invitation is not None:
-        _make_node_home(layout, manifest, accounts.of(NODE_USER), invitation, joined)
+        _make_node_home(layout, manifest, accounts.of(NODE_USER), invitation, joined, choices.python)
 
     for path, text in files.items():
         manifest.note("files", str(path))
@@ -176,7 +176,12 @@ def _make_service_home(
 
 
 def _make_node_home(
-    layout: Layout, manifest: Manifest, owner: Account, invitation: Invitation, joined: DeviceHome | None
+    layout: Layout,
+    manifest: Manifest,
+    owner: Account,
+    invitation: Invitation,
+    joined: DeviceHome | None,
+    python: Path,
 ) -> None:
     """The SuperNode's folder with its keys."""
     node = layout.node
@@ -187,7 +192,7 @@ def _make_node_home(
     key = ""
     if joined is not None and joined.private_key.exists():
         key = joined.private_key.read_text(encoding="ascii")
-    identity.make(node, owner, invitation, key=key)
+    identity.make(node, owner, invitation, python=python, key=key)
     if joined is not None and key:
         for path in (joined.private_key, joined.public_key, joined.folder / identity.INVITATION):
             with suppress(FileNotFoundError):

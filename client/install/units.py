@@ -49,6 +49,7 @@ ProtectSystem=strict
 ProtectHome=yes
 PrivateTmp=yes
 PrivateDevices=yes
+PrivateMounts=yes
 DevicePolicy=closed
 ProtectClock=yes
 ProtectHostname=yes
@@ -144,12 +145,13 @@ WorkingDirectory={SERVICE_HOME}
 {_environment(f"HOME={SERVICE_HOME}", f"HOMERANK_CACHE={SERVICE_HOME}/cache")}
 Restart=on-failure
 RestartSec=10
+SuccessExitStatus=143
 Nice=5
 MemoryMax={choices.memory_device}
 TasksMax=256
 
 {_HARDENED}ReadWritePaths={SERVICE_HOME} {SOCKETS}
-InaccessiblePaths=-{NODE_HOME}
+InaccessiblePaths=-{NODE_HOME} -/run/dbus
 # It never needs the network: rounds come in by the socket, the page by loopback.
 RestrictAddressFamilies=AF_UNIX AF_INET
 IPAddressAllow=localhost
@@ -186,13 +188,14 @@ WorkingDirectory={NODE_HOME}
 {_environment(f"HOME={NODE_HOME}")}
 Restart=on-failure
 RestartSec=30
+SuccessExitStatus=143
 Nice=10
 MemoryMax={choices.memory_node}
 TasksMax=128
 
 {_HARDENED}ReadWritePaths={NODE_HOME}
 # Connecting to the socket takes no right to write in its folder.
-InaccessiblePaths={SERVICE_HOME}
+InaccessiblePaths={SERVICE_HOME} -/run/dbus
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
 {apart}
 [Install]
