@@ -30,7 +30,8 @@ def make(node: DeviceHome, owner: Account, invitation: Invitation, *, python: Pa
     it fails. Of root's environment nothing goes along but where programs and packages are: other processes of that user
     can read it.
     """
-    environment = flower_environment(node.flower_home)
+    known = flower_environment(node.flower_home)
+    environment: dict[str, str] = {name: known[name] for name in ("PATH", "PYTHONPATH") if name in known}
     facts = {"folder": str(node.folder), "invitation": asdict(invitation), "key": key}
     done = subprocess.run(
         [str(python), "-P", "-m", "client.install.identity"],
@@ -43,7 +44,7 @@ def make(node: DeviceHome, owner: Account, invitation: Invitation, *, python: Pa
         extra_groups=[],
         umask=0o077,
         cwd="/",
-        env={name: environment[name] for name in ("PATH", "PYTHONPATH") if name in environment},
+        env=environment,
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["no reason given"]
