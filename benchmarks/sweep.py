@@ -26,9 +26,10 @@ from server.prior import Priors
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY
 from shared.config import merge, override
+from shared.layout import PriorLayout
 from shared.metrics import ndcg
 from shared.model import Stage
-from shared.prior import PRIOR, PriorLayout, window_moments
+from shared.prior import PRIOR, window_moments
 from shared.runtime import Runtime, runtime_for
 from shared.windows import Windows
 from simulations.evaluation import Case, batches, ranks_of, validation_cases

@@ -86,9 +86,12 @@ def _adapter(profile: Profile, catalogue: Catalogue | None) -> Finding:
 
 def _ledger(profile: Profile) -> Finding:
     from client.service.accounts import account
-    from client.service.person import DEFAULT_LIMITS
+    from client.service.owner import limits_of
 
-    found = account(profile, DEFAULT_LIMITS)
+    try:
+        found = account(profile, limits_of(profile))
+    except HomerankError as error:
+        return Finding("limits", False, str(error), "mend or remove the file")
     if found.problem:
         return Finding("ledger", False, found.problem, "the device goes on ranking and does not train")
     spent = ", ".join(f"{layer.unit} {layer.spent:.3f}" for layer in found.layers)
@@ -115,6 +118,10 @@ def _service(profile: Profile) -> Finding:
 
 def _torch() -> Finding:
     """Whether the full engine can run, without importing it."""
-    if importlib.util.find_spec("torch") is None:
+    try:
+        there = importlib.util.find_spec("torch") is not None
+    except (ImportError, ValueError):  # a finder, or a module put in its place, that says no
+        there = False
+    if not there:
         return Finding("torch", True, "not installed; use --engine int8 or student with an exported model")
     return Finding("torch", True, "installed")

@@ -9,7 +9,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from client import cli_data, cli_install, cli_service
-from client.cli_service import AnyTime, Delta, Epsilon, Privacy, Secure, Trust, UserEpsilon
+from client.cli_benchmark import benchmark
+from client.cli_export import export_model
 from shared.terminal import emit_json, run_cli
 
 app = typer.Typer(
@@ -17,6 +18,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+
+app.command("export-model")(export_model)
 
 
 @app.callback()
@@ -41,13 +45,23 @@ def join(
         typer.Option(help="The first time: a data folder with this person's history.", metavar="FOLDER"),
     ] = None,
     user: Annotated[str | None, typer.Option(help="Whose history it is, when it holds several.")] = None,
-    privacy: Privacy = "event",
-    trust: Trust = "aggregate",
-    epsilon: Epsilon = 8.0,
-    delta: Delta = 1e-5,
-    user_epsilon: UserEpsilon = 0.0,
-    secure: Secure = False,
-    any_time: AnyTime = False,
+    privacy: Annotated[
+        str, typer.Option(help="event, user or both: refuse rounds that protect less; none: accept all.")
+    ] = "event",
+    trust: Annotated[
+        str, typer.Option(help="aggregate: rely on noise in the sum; local: only on this device's own.")
+    ] = "aggregate",
+    epsilon: Annotated[float, typer.Option(min=0, help="This device's budget over its life.")] = 8.0,
+    delta: Annotated[float, typer.Option(min=0, max=0.5, help="Delta at which epsilon is stated.")] = 1e-5,
+    user_epsilon: Annotated[
+        float, typer.Option(min=0, help="With --privacy both: the budget at user level; 0: the same.")
+    ] = 0.0,
+    secure: Annotated[
+        bool, typer.Option("--secure-aggregation", help="Refuse rounds in which the server could see this reply.")
+    ] = False,
+    any_time: Annotated[
+        bool, typer.Option("--any-time", help="Train on battery too, and while the machine is in use.")
+    ] = False,
     keys_only: Annotated[
         bool,
         typer.Option("--keys-only", help="Make the device's keys, print the public key's path, and stop."),
@@ -65,9 +79,9 @@ def join(
     from client.deployment import join as take_part
     from client.door.gate import ANY_TIME, Policy
     from client.door.server import open_door
-    from client.limits import Limits
     from client.portability import import_data
     from client.profile import Profile
+    from client.service.owner import limits_of
     from shared.errors import DeploymentError
 
     device = DeviceHome.at(home)
@@ -82,10 +96,10 @@ def join(
     if keys_only:
         report(f"public key to register: {facts['public_key']}")
         return
-    limits = Limits.of_owner(
-        mode=privacy, trust=trust, epsilon=epsilon, delta=delta, user_epsilon=user_epsilon, secure=secure
-    )
     person = Profile.open(device.folder, profile)
+    limits = limits_of(
+        person, mode=privacy, trust=trust, epsilon=epsilon, delta=delta, user_epsilon=user_epsilon, secure=secure
+    )
     if profile == "default":
         adopt_earlier_files(device, person)
     if data is not None:
@@ -102,6 +116,9 @@ def join(
             timeout=timeout,
             on_ready=lambda: report(f"joined {invited.address}{answering}; leave with Ctrl-C"),
         )
+
+
+app.command()(benchmark)
 
 
 def main() -> NoReturn:

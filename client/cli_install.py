@@ -9,19 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.cli_service import (
-    HOME,
-    AnyTime,
-    AsJson,
-    Delta,
-    Epsilon,
-    Home,
-    Privacy,
-    Secure,
-    Trust,
-    UserEpsilon,
-    Who,
-)
+from client.cli_limits import AnyTime, Delta, Epsilon, Privacy, Secure, Trust, UserEpsilon
+from client.cli_service import HOME, AsJson, Home, Who
 from shared.terminal import emit_json
 
 if TYPE_CHECKING:
@@ -50,12 +39,12 @@ def install(
     ] = None,
     profile: Who = "default",
     port: Port = 8765,
-    privacy: Privacy = "event",
-    trust: Trust = "aggregate",
-    epsilon: Epsilon = 8.0,
-    delta: Delta = 1e-5,
-    user_epsilon: UserEpsilon = 0.0,
-    secure: Secure = False,
+    privacy: Privacy = None,
+    trust: Trust = None,
+    epsilon: Epsilon = None,
+    delta: Delta = None,
+    user_epsilon: UserEpsilon = None,
+    secure: Secure = None,
     any_time: AnyTime = False,
     root: Root = Path("/"),
     as_json: AsJson = False,
@@ -70,7 +59,7 @@ def install(
 
     done = install_device(
         Layout(root.resolve()),
-        _choices(profile, port, privacy, trust, epsilon, delta, user_epsilon, secure, any_time),
+        _choices(profile, port, any_time, _limits(privacy, trust, epsilon, delta, user_epsilon, secure)),
         invitation=None if invitation is None else Invitation.read(invitation),
         joined=None if joined is None else DeviceHome.at(joined),
     )
@@ -95,12 +84,12 @@ def units(
     ] = None,
     profile: Who = "default",
     port: Port = 8765,
-    privacy: Privacy = "event",
-    trust: Trust = "aggregate",
-    epsilon: Epsilon = 8.0,
-    delta: Delta = 1e-5,
-    user_epsilon: UserEpsilon = 0.0,
-    secure: Secure = False,
+    privacy: Privacy = None,
+    trust: Trust = None,
+    epsilon: Epsilon = None,
+    delta: Delta = None,
+    user_epsilon: UserEpsilon = None,
+    secure: Secure = None,
     any_time: AnyTime = False,
     as_json: AsJson = False,
 ) -> None:
@@ -108,7 +97,9 @@ def units(
     from client.install.units import written_files
     from shared.artifacts import write_atomic
 
-    files = written_files(_choices(profile, port, privacy, trust, epsilon, delta, user_epsilon, secure, any_time))
+    files = written_files(
+        _choices(profile, port, any_time, _limits(privacy, trust, epsilon, delta, user_epsilon, secure))
+    )
     if out is not None:
         for path, text in files.items():
             write_atomic(out / path.name, text.encode())
@@ -186,22 +177,22 @@ def leave(
         sys.stdout.write(f"the server keeps {sentence}\n")
 
 
-def _choices(
-    profile: str,
-    port: int,
-    privacy: str,
-    trust: str,
-    epsilon: float,
-    delta: float,
-    user_epsilon: float,
-    secure: bool,
-    any_time: bool,
-) -> Choices:
-    """What the owner chose. ConfigError for values that mean nothing."""
+def _choices(profile: str, port: int, any_time: bool, limits: dict[str, object]) -> Choices:
+    """What the owner chose; limits that were not named stay as the profile has them."""
     from client.install.units import Choices
-    from client.limits import Limits
 
-    limits = Limits.of_owner(
-        mode=privacy, trust=trust, epsilon=epsilon, delta=delta, user_epsilon=user_epsilon, secure=secure
-    )
-    return Choices(limits, profile=profile, port=port, any_time=any_time)
+    named = {name: value for name, value in limits.items() if value is not None}
+    return Choices(named, profile=profile, port=port, any_time=any_time)
+
+
+def _limits(
+    privacy: str | None,
+    trust: str | None,
+    epsilon: float | None,
+    delta: float | None,
+    user_epsilon: float | None,
+    secure: bool | None,
+) -> dict[str, object]:
+    """By the names of `Limits.of_owner`."""
+    facts: dict[str, object] = {"mode": privacy, "trust": trust, "epsilon": epsilon, "delta": delta}
+    return {**facts, "user_epsilon": user_epsilon, "secure": secure}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from client.cli_limits import AnyTime, Delta, Epsilon, Privacy, Secure, Trust, UserEpsilon
 from shared.terminal import emit_json
 
 if TYPE_CHECKING:
@@ -26,16 +27,6 @@ Kind = Annotated[str, typer.Option("--engine", help="full, or int8 or student wi
 Model = Annotated[Path | None, typer.Option("--model", help="Folder that export-model wrote.", metavar="FOLDER")]
 Item = Annotated[str, typer.Argument(help="Id of an item.", metavar="ITEM")]
 Count = Annotated[int, typer.Option("-k", min=1, max=500, help="How many items.")]
-#: What a device's owner allows, see `client.limits`.
-Privacy = Annotated[str, typer.Option(help="event, user or both: refuse rounds that protect less; none: accept all.")]
-Trust = Annotated[str, typer.Option(help="aggregate: rely on noise in the sum; local: only on this device's own.")]
-Epsilon = Annotated[float, typer.Option(min=0, help="This device's budget over its life.")]
-Delta = Annotated[float, typer.Option(min=0, max=0.5, help="Delta at which epsilon is stated.")]
-UserEpsilon = Annotated[float, typer.Option(min=0, help="With --privacy both: the budget at user level; 0: the same.")]
-Secure = Annotated[
-    bool, typer.Option("--secure-aggregation", help="Refuse rounds in which the server could see this reply.")
-]
-AnyTime = Annotated[bool, typer.Option("--any-time", help="Train on battery too, and while the machine is in use.")]
 HOME = Path("~/.homerank")
 
 
@@ -51,47 +42,57 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8765,
     engine: Kind = "full",
     model: Model = None,
-    socket: Annotated[
-        Path | None, typer.Option(help="Answer training rounds too, at this socket, within --privacy and so on.")
-    ] = None,
-    privacy: Privacy = "event",
-    trust: Trust = "aggregate",
-    epsilon: Epsilon = 8.0,
-    delta: Delta = 1e-5,
-    user_epsilon: UserEpsilon = 0.0,
-    secure: Secure = False,
+    privacy: Privacy = None,
+    trust: Trust = None,
+    epsilon: Epsilon = None,
+    delta: Delta = None,
+    user_epsilon: UserEpsilon = None,
+    secure: Secure = None,
     any_time: AnyTime = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Keep the page's link, which is a key, out of logs.")] = False,
+    training: Annotated[
+        bool, typer.Option("--training/--no-training", help="Open the socket that training rounds come through.")
+    ] = True,
+    socket: Annotated[
+        Path | None, typer.Option(help="Where that socket is; FOLDER/run/NAME.sock unless given.", metavar="PATH")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Serve one person's recommender and its page on this machine until Ctrl-C."""
-    from client.limits import Limits
+    """Serve one person's recommender and its page on this machine until Ctrl-C.
+
+    What the owner allows (--privacy to --secure-aggregation) is kept in the profile and holds until it is said anew.
+    """
     from client.profile import Profile
-    from client.service.doorway import doorway
-    from client.service.http import make_app
-    from client.service.person import Person
-    from client.service.running import Address, bound, exclusive, serve_app, token_of
+    from client.service.owner import limits_of
+    from client.service.running import Address, serve_person
 
-    limits = Limits.of_owner(
-        mode=privacy, trust=trust, epsilon=epsilon, delta=delta, user_epsilon=user_epsilon, secure=secure
-    )
     opened = Profile.open(home, profile)
-    with exclusive(opened), bound(port) as listener:
-        person = Person(opened, engine=opener_of(engine, model), limits=limits)
-        if not person.empty:
-            _ = person.shop.ranking
+    limits = limits_of(
+        opened,
+        mode=privacy,
+        trust=trust,
+        epsilon=epsilon,
+        delta=delta,
+        user_epsilon=user_epsilon,
+        secure=secure,
+    )
 
-        def ready(address: Address) -> None:
-            if as_json:
-                emit_json({"url": address.url, "page": address.page, "profile": opened.name})
-            where = f"{address.url}; the link to it: homerank-client page" if quiet else address.page
-            sys.stderr.write(f"the page: {where}\nleave with Ctrl-C\n")
+    def ready(address: Address) -> None:
+        if as_json:
+            emit_json({"url": address.url, "page": address.page, "profile": opened.name})
+        # The link is a key to the page: it is for a terminal, and not for a log that others may read.
+        link = address.page if sys.stderr.isatty() else f"{address.url} (homerank-client page prints the link to it)"
+        sys.stderr.write(f"the page: {link}\nleave with Ctrl-C\n")
 
-        try:
-            with doorway(person, socket, any_time=any_time) as training:
-                serve_app(make_app(person, token=token_of(opened), training=training), opened, listener, ready=ready)
-        finally:
-            person.close()
+    serve_person(
+        opened,
+        engine=opener_of(engine, model),
+        limits=limits,
+        port=port,
+        training=training,
+        path=socket,
+        any_time=any_time,
+        ready=ready,
+    )
 
 
 def page(home: Home = HOME, profile: Who = "default", as_json: AsJson = False) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Names of the kinds of engine, as `kind` gives them and the command line takes them.
 EngineKind = Literal["full", "int8", "student"]
-#: The parts of all items' scores by name, float32 (N,) each; their sum is the score.
+#: The parts of items' scores by name, float32 (N,) each, or (n,) where some are named; their sum is the score.
 Parts = dict[str, NDArray[np.float32]]
 
 
@@ -34,8 +34,22 @@ class State(Protocol):
 
     past: Past
 
-    def scores(self, *, stage: Stage = "adapter") -> Parts:
-        """The parts content, adapter, popularity, and prior if there is one, see `Parts`."""
+    def scores(self, *, stage: Stage = "adapter", items: NDArray[np.int64] | None = None) -> Parts:
+        """The parts content, adapter, popularity, and prior if there is one, see `Parts`; not to be written into.
+
+        items: only these items' parts, (n,) each in the order given: what the whole catalogue's parts have there, but
+        for rounding in float32. None is all items.
+        """
+        ...
+
+    def candidates(
+        self, *, stage: Stage = "adapter", count: int = 1_000, allowed: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64] | None:
+        """Items among which the best ones are, int64, each once; None where the whole catalogue is scored in no time.
+
+        allowed: bool (N,), which items may be shown; None is all. About `count` of them, or all where few are allowed.
+        So a ranking is `items = state.candidates(allowed=allowed)`, then `state.scores(items=items)`.
+        """
         ...
 
     def reading(self) -> Reading:

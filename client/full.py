@@ -27,15 +27,19 @@ from shared.vectors import raw_vectors
 
 
 class FullEngine:
-    """See `client.engine.Engine`. Build it while nobody trains the runtime."""
+    """See `client.engine.Engine`. Build it while nobody trains the runtime.
+
+    runtime: what the catalogue's vectors come from; what is installed there later is not this engine's.
+    """
 
     kind: EngineKind = "full"
 
     def __init__(self, runtime: Runtime, history: History, *, adapter: dict[str, object] | None = None) -> None:
         self.catalogue = runtime.catalogue
         self.adapter: dict[str, object] = adapter or {}
-        self._runtime = runtime
+        self.runtime = runtime
         self._session = Session(runtime, history)
+        self._session.now.ranker.shelves.prepare()
 
     @classmethod
     def open(cls, catalogue: Catalogue, history: History, *, folder: Path | None = None) -> FullEngine:
@@ -43,20 +47,15 @@ class FullEngine:
 
         Raises AdapterError for a folder that is damaged or belongs to another catalogue or backbone.
         """
-        if folder is None:
-            return cls(Runtime(Config(), catalogue), history)
-        state, popularity, manifest = load_adapter(folder)
-        runtime = Runtime(_settings(folder, manifest), catalogue)
-        _check(folder, manifest, runtime)
-        runtime.install(AdapterState({**state.arrays, POPULARITY: popularity}))
-        engine = cls(runtime, history, adapter=_told(manifest))
+        runtime, told = open_runtime(catalogue, folder)
+        engine = cls(runtime, history, adapter=told)
         engine.now.check()
         return engine
 
     @property
     def plain(self) -> NDArray[np.float32]:
         """Unit rows that content compares, float32 (N, d)."""
-        return self._runtime.table.plain.numpy()
+        return self.runtime.table.plain.numpy()
 
     @property
     def popularity(self) -> NDArray[np.float32]:
@@ -71,7 +70,7 @@ class FullEngine:
     @property
     def length(self) -> int:
         """Newest events that a ranking reads."""
-        return self._runtime.config.model.history
+        return self.runtime.config.model.history
 
     def add(self, event: Event) -> None:
         """Record an event."""
@@ -91,34 +90,45 @@ class FullEngine:
         Raises AdapterError when the new one is damaged, does not fit or fails its self-check; the old one stays then.
         """
         state, popularity, manifest = load_adapter(folder)
-        if public_settings(_settings(folder, manifest)) != public_settings(self._runtime.config):
+        if public_settings(_settings(folder, manifest)) != public_settings(self.runtime.config):
             return False
-        _check(folder, manifest, self._runtime)
+        _check(folder, manifest, self.runtime)
         whole = AdapterState({**state.arrays, POPULARITY: popularity})
         if (refused := self._session.install(whole)) is not None:
             raise refused
-        self._runtime.install(whole)
+        self.runtime.install(whole)
         self.adapter = _told(manifest)
         return True
 
     def own_weights(self, history: History) -> NDArray[np.float32]:
         """A person's weights learned from a history, float32 (3,)."""
-        return fit_weights(self._runtime, history)
+        return fit_weights(self.runtime, history)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Raw vectors of texts, float32 (n, d)."""
-        return encode_texts(self._runtime.backbone, texts, model=self._encoder)
+        return encode_texts(self.runtime.backbone, texts, model=self._encoder)
 
     @cached_property
     def space(self) -> QuerySpace:
         """How raw vectors become comparable with `plain`."""
-        raw = raw_vectors(self._runtime.backbone, self.catalogue)
-        whitening = self._runtime.config.model.content_whitening
+        raw = raw_vectors(self.runtime.backbone, self.catalogue)
+        whitening = self.runtime.config.model.content_whitening
         return QuerySpace.of(raw, plain=self.plain, content_whitening=whitening)
 
     @cached_property
     def _encoder(self) -> Any:
-        return self._runtime.backbone.text_encoder()
+        return self.runtime.backbone.text_encoder()
+
+
+def open_runtime(catalogue: Catalogue, folder: Path | None) -> tuple[Runtime, dict[str, object]]:
+    """A runtime with the adapter of a folder installed, and what its manifest tells of it; see `FullEngine.open`."""
+    if folder is None:
+        return Runtime(Config(), catalogue), {}
+    state, popularity, manifest = load_adapter(folder)
+    runtime = Runtime(_settings(folder, manifest), catalogue)
+    _check(folder, manifest, runtime)
+    runtime.install(AdapterState({**state.arrays, POPULARITY: popularity}))
+    return runtime, _told(manifest)
 
 
 def _settings(folder: Path, manifest: dict[str, Any]) -> Config:

@@ -16,21 +16,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from client.samples import seen_items
 from client.store import History
-from shared.content import nearness
 from shared.errors import DataError
-from shared.items import ItemTable
-from shared.prior import PriorLayout
+from shared.layout import PriorLayout
 from shared.schema import POSITIVE_KINDS, SEEN_KINDS, Event, EventKind
 from shared.sections import Model
 
 Sums = NDArray[np.float64]
+
+
+class CodeRows(Protocol):
+    """Item codes by catalogue index: an array (N, c), or rows that are decoded when they are asked for."""
+
+    def __getitem__(self, item: int, /) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Past:
     content: Sums
     mass: float
     features: Sums
-    near: tuple[torch.Tensor | None, ...] = field(repr=False)
+    near: tuple[NDArray[np.float32] | None, ...] = field(repr=False)
 
     def history(self, start: int = 0) -> History:
         """The events kept, from number `start` of them on."""
@@ -69,8 +73,11 @@ class Past:
 class Recorder:
     """Makes and extends `Past` for one model and catalogue; it depends on no adapter."""
 
-    def __init__(self, model: Model, layout: PriorLayout | None, table: ItemTable) -> None:
-        self._table = table
+    def __init__(
+        self, model: Model, layout: PriorLayout | None, *, plain: NDArray[np.float32], codes: CodeRows
+    ) -> None:
+        """plain: unit rows that content compares, float32 (N, d). codes: as wide as the prior reads them."""
+        self._plain, self._codes = plain, codes
         self._length, self._sharpness = model.history, model.sharpness
         self._decay = 0.5 ** (1 / model.content_half_life)
         self._gone = 0.5 ** (model.history / model.content_half_life)
@@ -81,7 +88,7 @@ class Recorder:
 
     def read(self, history: History) -> Past:
         """The past of a whole history."""
-        seen = np.zeros(len(self._table.plain), dtype=np.bool_)
+        seen = np.zeros(len(self._plain), dtype=np.bool_)
         seen[seen_items(history)] = True
         newest = history[-self._length :]
         past = Past(
@@ -89,7 +96,7 @@ class Recorder:
             count=len(history) - len(newest),
             seen=seen,
             attributes=dict(history.attributes),
-            content=np.zeros(self._table.plain.shape[1]),
+            content=np.zeros(self._plain.shape[1]),
             mass=0.0,
             features=np.zeros(len(self._decays)),
             near=(),
@@ -127,9 +134,9 @@ class Recorder:
             return replace(changed, near=(*past.near[full:], self._near(event)))
         content = self._decay * past.content
         if event.kind in POSITIVE_KINDS:
-            content += self._plain(event)
+            content += self._plain[event.item]
         if leaving is not None and leaving.kind in POSITIVE_KINDS:
-            content -= self._gone * self._plain(leaving)
+            content -= self._gone * self._plain[leaving.item]
         return replace(changed, content=content if any_content else np.zeros_like(content))
 
     def shares(self, past: Past) -> NDArray[np.float32]:
@@ -143,27 +150,24 @@ class Recorder:
         """f(u) after the event."""
         features = self._decays * past.features
         if weight := self._counted(event):
-            features += weight * self._codes(event)
+            features += weight * self._code(event)
         if leaving is not None and (weight := self._counted(leaving)):
-            features -= self._gones * (weight * self._codes(leaving))
+            features -= self._gones * (weight * self._code(leaving))
         return features
 
-    def _codes(self, event: Event) -> Sums:
+    def _code(self, event: Event) -> Sums:
         """The item's code as far as each half-life reads it, (F,)."""
-        code = self._table.codes[event.item].numpy()
-        parts = [code[:width] for width in self._widths]
-        return np.concatenate(parts, dtype=np.float64) if parts else np.zeros(0)
+        if not self._widths:
+            return np.zeros(0)
+        code = self._codes[event.item]
+        return np.concatenate([code[:width] for width in self._widths], dtype=np.float64)
 
-    def _plain(self, event: Event) -> NDArray[np.float32]:
-        return self._table.plain[event.item].numpy()
-
-    @torch.inference_mode()
-    def _near(self, event: Event) -> torch.Tensor | None:
-        """How near all items are to the event's, (N,)."""
+    def _near(self, event: Event) -> NDArray[np.float32] | None:
+        """How near all items are to the event's, as `shared.content.nearness` has it, (N,)."""
         if event.kind not in POSITIVE_KINDS:
             return None
-        plain = self._table.plain
-        return nearness(plain @ plain[event.item], sharpness=self._sharpness)
+        likeness = self._plain @ self._plain[event.item]
+        return np.exp(np.float32(self._sharpness) * (likeness - np.float32(1)))
 
     def _counted(self, event: Event) -> float:
         """What the event counts in the prior's features."""

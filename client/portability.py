@@ -9,12 +9,14 @@ import csv
 import json
 import shutil
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+from client.door.sent import read_sent
 from client.events import unknown_item
 from client.intake import import_history
 from client.journal import Journal
@@ -47,9 +49,13 @@ history/items.csv    the items in it: item, title, text. The folder `history` ca
 interests.json       interests: tags you muted (0) or boosted (above 1). verdicts: items you did not want. attributes:
                      what the device was told about you.
 settings.json        your choices, such as whether this device takes part in training.
+sent.jsonl           what left this device, newest first: when, to which run, how long, its SHA-256 or the code that
+                     was sent instead, and by how much the ledger grew.
 ledger.jsonl         what this device released about you, oldest first, each with the noise that protected it. {ledger}
 personal.safetensors what was learned for you alone: arrays in the open safetensors format. {personal}
 """
+#: More rows than a log can hold.
+EVERYTHING = 2**31
 _NONE_HERE = "There is none yet, so the file is missing."
 
 
@@ -137,7 +143,9 @@ def _write_all(profile: Profile, journal: Journal, folder: Path) -> tuple[int, i
     else:
         _write_json(folder / "settings.json", asdict(Preferences()))
     rows, problem = _ledger_rows(profile)
-    (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    _write_lines(folder / "ledger.jsonl", rows)
+    sent = read_sent(profile.sent, EVERYTHING)[0] if profile.sent.exists() else []
+    _write_lines(folder / "sent.jsonl", [{"id": number, **asdict(one)} for number, one in sent])
     personal = _NONE_HERE
     if profile.personal.exists():
         shutil.copyfile(profile.personal, folder / profile.personal.name)
@@ -221,6 +229,10 @@ def _zipped(folder: Path, path: Path) -> Path:
                 archive.write(file, file.relative_to(folder))
     path.chmod(0o600)
     return path
+
+
+def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from client.store import History, Role
@@ -47,6 +46,8 @@ def ranking_windows(histories: Sequence[History], *, length: int) -> Windows:
 
 def stack_windows(parts: Sequence[History], *, length: int, with_targets: bool) -> Windows:
     """Pad pieces of at most `length` events on the right into one batch."""
+    import torch
+
     shape = (len(parts), length)
     arrays: dict[str, NDArray[Any]] = {
         "items": np.zeros(shape, dtype=np.int64),

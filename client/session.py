@@ -15,191 +15,146 @@ Everything a ranking reads hangs on one reference to a `Snapshot` that never cha
 no lock, and an event or a new adapter puts another snapshot in its place. The trunk reads new events when a ranking
 first asks for the adapter's part, so that recording never waits for it, nor a ranking without the adapter.
 
+What a ranking of one moment computed is kept with its snapshot: another page, filter or search of it costs no product.
+Of a large catalogue only some items are scored, which the snapshot proposes (`client.candidates`), and nothing is kept.
+
 When more than L events are there, each new one shifts the others' positions, and the first one's gap becomes unknown:
 the trunk then reads all L events anew. All supported families (bert, gpt2, llama, qwen2) continue from keys and values.
 """
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from client.adapted import Ranker, TrunkReading
+from client.candidates import PROPOSED, Wanted
 from client.engine import Parts
 from client.evidence import Reading
 from client.past import Past, Recorder
-from client.samples import ranking_windows
+from client.product import EVERY, Rows
 from client.store import History
 from shared.adapter import AdapterState
-from shared.artifacts import POPULARITY
 from shared.content import pooled
 from shared.errors import AdapterError
-from shared.items import ItemTable
-from shared.model import Scorer, Stage, load_parameters
-from shared.prior import PRIOR, prior_scores
+from shared.model import Stage
+from shared.prior import prior_scores
 from shared.runtime import Runtime
 from shared.schema import Event, EventKind
-from shared.windows import Windows
-
-#: Part of the numbers to read at most that must be left for a product of matrices to be worth its memory.
-WORTH = 0.8
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """What the trunk made of some events.
-
-    memory: keys and values of each block, (1, heads, n, width). state: h after the last event, (d,), or what a low-rank
-    output projection takes of it.
-    """
-
-    events: tuple[Event, ...]
-    memory: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    state: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Product:
-    """x M V^T for all items and x (a,): M and V in two steps, or their product (a, N) in one, see `of`."""
-
-    first: torch.Tensor | None
-    last: torch.Tensor
-
-    @classmethod
-    @torch.inference_mode()
-    def of(cls, matrix: torch.Tensor, vectors: torch.Tensor) -> Product:
-        """matrix: M (a, b). vectors: V (N, b). Multiplied beforehand where that leaves less to read for each x.
-
-        Reading is what such a product takes time for. On ML-1M, 24 MB instead of 32 for the prior, and 5 instead of 23
-        for the adapter.
-        """
-        (a, b), count = matrix.shape, len(vectors)
-        if a * count < WORTH * b * (a + count):
-            return cls(None, matrix @ vectors.T)
-        return cls(matrix, vectors)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x (a,) against all items, (N,)."""
-        return x @ self.last if self.first is None else self.last @ (x @ self.first)
-
-
-class Ranker:
-    """One adapter for good: everything that training or installing changes is its own, the rest is the runtime's.
-
-    popularity: log popularity, (N,). share: (N,), see `ItemTable`. adapter: from the trunk's state as the last output
-    projection takes it to the adapter's part. prior: from f(u) to q, None without a prior.
-    """
-
-    def __init__(self, scorer: Scorer, table: ItemTable, popularity: torch.Tensor, share: torch.Tensor) -> None:
-        self.scorer, self.table = scorer, table
-        self.popularity, self.share = popularity, share
-        up: torch.Tensor = scorer.output[-1].get_parameter("weight")  # (k, d), or (k, rank)
-        self.adapter = Product.of(up.T, table.rows[:, table.plain.shape[1] : -1])
-        self.prior: Product | None = None
-        if (prior := scorer.prior_of("prior")) is not None:
-            layout, matrix = prior
-            self.prior = Product.of(matrix, table.codes[:, : layout.output])
-
-    @classmethod
-    def of(cls, runtime: Runtime) -> Ranker:
-        """What is installed in a runtime now."""
-        table = runtime.table
-        return cls(_own(runtime.scorer), table, table.rows[:, -1].clone(), table.share.clone())
-
-    def with_adapter(self, state: AdapterState) -> Ranker:
-        """Another adapter beside this one, which stays as it is; arrays as for `Runtime.install`."""
-        if not state.is_finite():
-            raise AdapterError("found an adapter with entries that are not finite; the one in use stays")
-        arrays = dict(state.arrays)
-        popularity, prior = arrays.pop(POPULARITY, None), arrays.pop(PRIOR, None)
-        if popularity is not None and popularity.shape != tuple(self.popularity.shape):
-            raise AdapterError(
-                f"found popularity of shape {popularity.shape}; expected {tuple(self.popularity.shape)},"
-                " one entry for each item of the catalogue"
-            )
-        scorer = _own(self.scorer)
-        scorer.set_prior(prior)
-        load_parameters(scorer, arrays)
-        if popularity is None:
-            return Ranker(scorer, self.table, self.popularity, self.share)
-        logs = torch.from_numpy(popularity.copy())
-        return Ranker(scorer, self.table, logs, torch.softmax(logs, dim=0))
-
-    def read(self, past: Past, known: _Reading | None) -> _Reading:
-        """The trunk's reading of all events of a past; `known` is continued where the past begins with its events."""
-        from transformers import DynamicCache
-
-        if known is None or past.events[: len(known.events)] != known.events:
-            start, memory = 0, DynamicCache()
-        else:
-            start, memory = len(known.events), DynamicCache(known.memory)
-        if known is not None and start == len(past.events):
-            return known
-        before = min(start, 1)  # the gap of the first new event is to the one before it
-        history = past.history(start - before)
-        batch = _without_first(ranking_windows([history], length=len(history)), before)
-        tokens = self.scorer.tokens(batch, self.table)  # (1, n, d)
-        found = self.scorer.trunk(inputs_embeds=tokens, past_key_values=memory, use_cache=True)
-        kept = tuple((layer.keys, layer.values) for layer in found.past_key_values.layers)
-        return _Reading(past.events, kept, self.scorer.output[:-1](found.last_hidden_state[0, -1]))
 
 
 class Snapshot:
     """A person's state at one moment under one adapter. Any number of threads may rank with it."""
 
-    def __init__(self, ranker: Ranker, recorder: Recorder, past: Past, known: _Reading | None = None) -> None:
+    def __init__(self, ranker: Ranker, recorder: Recorder, past: Past, known: TrunkReading | None = None) -> None:
         self.past = past
         self.ranker = ranker
         self.known = known  # what was read of these events, or of earlier ones
         self._recorder = recorder
         self._lock = Lock()
+        self._scored: dict[Stage, Parts] = {}
 
     def after(self, event: Event) -> Snapshot:
         """The state once one more event has happened."""
         return Snapshot(self.ranker, self._recorder, self._recorder.after(self.past, event), self.known)
 
-    @torch.inference_mode()
-    def scores(self, *, stage: Stage = "adapter") -> Parts:
-        """The parts of all items' scores by name, float32 (N,) each: content, adapter, popularity, and prior if there
-        is one at this stage. Their sum is the score.
+    def scores(self, *, stage: Stage = "adapter", items: NDArray[np.int64] | None = None) -> Parts:
+        """The parts of scores by name: content, adapter, popularity, and prior if there is one at this stage. Their sum
+        is the score.
+
+        items: which items, (n,) of 0 to N - 1; None is all. float32 (n,) each, not to be written into. All items of a
+        catalogue that is not large are scored once and the parts kept.
         """
+        if self.ranker.shelves.large:
+            return self._parts(stage, EVERY if items is None else torch.from_numpy(items))
+        whole = self._scored.get(stage)
+        if whole is None:
+            whole = self._scored[stage] = self._parts(stage, EVERY)
+        return dict(whole) if items is None else {name: part[items] for name, part in whole.items()}
+
+    @torch.inference_mode()
+    def candidates(
+        self, *, stage: Stage = "adapter", count: int = PROPOSED, allowed: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64] | None:
+        """Items that are worth scoring, see `client.engine.State.candidates`; None where all are."""
+        ranker = self.ranker
+        if not ranker.shelves.large:
+            return None
+        return ranker.shelves.proposer.propose(self._wanted(stage), count=count, allowed=allowed)
+
+    @torch.inference_mode()
+    def _parts(self, stage: Stage, rows: Rows) -> Parts:
+        """The parts of all items, or of those named."""
         ranker, scorer = self.ranker, self.ranker.scorer
+        popularity = ranker.popularity[rows]
         parts = {
-            "content": self._content(scorer.weight("gamma", stage=stage)),
-            "adapter": torch.zeros_like(ranker.popularity),
-            "popularity": scorer.weight("beta", stage=stage) * ranker.popularity,
+            "content": self._content(scorer.weight("gamma", stage=stage), rows),
+            "adapter": torch.zeros_like(popularity),
+            "popularity": scorer.weight("beta", stage=stage) * popularity,
         }
         if stage == "adapter" and self.past.events:
-            parts["adapter"] = ranker.adapter(self._read())
-        if stage != "start" and ranker.prior is not None:
-            q = ranker.prior(torch.from_numpy(self.past.features.astype(np.float32)))
-            parts["prior"] = prior_scores(q, ranker.share, settings=scorer.prior_settings, fused=True)
-        return {name: part.numpy() for name, part in parts.items()}
+            parts["adapter"] = ranker.adapter(self._read(), rows)
+        if stage != "start" and (expected := ranker.expected(self._features, rows)) is not None:
+            parts["prior"] = expected
+        found = {name: part.numpy() for name, part in parts.items()}
+        for part in found.values():
+            part.flags.writeable = False
+        return found
+
+    def _wanted(self, stage: Stage) -> Wanted:
+        """What is looked for among the catalogue's vectors."""
+        ranker, scorer, past = self.ranker, self.ranker.scorer, self.past
+        gamma, added = scorer.weight("gamma", stage=stage), scorer.weight("beta", stage=stage) * ranker.popularity
+        if scorer.settings.sharpness:
+            liked, added = torch.zeros(len(past.content)), added + self._content(gamma, EVERY)
+        else:
+            liked = gamma * self._mean
+        learned = torch.zeros(scorer.output_dim)
+        if stage == "adapter" and past.events:
+            learned = ranker.adapter.state(self._read())
+        taste = torch.cat([liked, learned]).numpy()
+        if stage == "start" or ranker.prior is None:
+            return Wanted(taste, added.numpy())
+
+        def prior(q: NDArray[np.float32]) -> NDArray[np.float32]:
+            estimates = torch.from_numpy(q)
+            return prior_scores(estimates, ranker.share, settings=scorer.prior_settings, fused=True).numpy()
+
+        return Wanted(taste, added.numpy(), ranker.prior.state(self._features).numpy(), prior)
 
     def reading(self) -> Reading:
         """How these scores come from events, for explanations."""
         ranker = self.ranker
         return Reading.of(ranker.scorer, ranker.table, share=ranker.share.numpy())
 
-    def _content(self, weight: float) -> torch.Tensor:
-        """The weighted content of all items, (N,)."""
-        table, past = self.ranker.table, self.past
-        total = torch.zeros(len(table.plain))
+    @property
+    def _features(self) -> torch.Tensor:
+        """f(u), (F,)."""
+        return torch.from_numpy(self.past.features.astype(np.float32))
+
+    @property
+    def _mean(self) -> torch.Tensor:
+        """Mean of the plain vectors that count as content, (d,); 0 without any."""
+        return torch.from_numpy((self.past.content / max(self.past.mass, 1e-9)).astype(np.float32))
+
+    def _content(self, weight: float, rows: Rows) -> torch.Tensor:
+        """The weighted content of all items, (N,), or of those named."""
+        past = self.past
+        total = torch.zeros_like(self.ranker.popularity[rows])
         if weight == 0 or not past.mass:
             return total
         sharpness = self.ranker.scorer.settings.sharpness
         if not sharpness:
-            mean = (past.content / max(past.mass, 1e-9)).astype(np.float32)
-            return table.plain @ torch.from_numpy(weight * mean)
+            return self.ranker.table.plain[rows] @ (weight * self._mean)
         shares = self._recorder.shares(past)
         if not shares.any():
             return total
         for share, near in zip(shares.tolist(), past.near, strict=True):
             if near is not None:
-                total.add_(near, alpha=share)
+                total.add_(torch.from_numpy(near)[rows], alpha=share)
         return weight * pooled(total, sharpness=sharpness)
 
     def _read(self) -> torch.Tensor:
@@ -208,7 +163,7 @@ class Snapshot:
             self.known = self.ranker.read(self.past, self.known)
             return self.known.state
 
-    def under(self, ranker: Ranker, known: _Reading | None = None) -> Snapshot:
+    def under(self, ranker: Ranker, known: TrunkReading | None = None) -> Snapshot:
         """The same events under another adapter. known: what that adapter has read of them so far."""
         return Snapshot(ranker, self._recorder, self.past, known)
 
@@ -232,7 +187,8 @@ class Session:
     """
 
     def __init__(self, runtime: Runtime, history: History) -> None:
-        recorder = Recorder(runtime.config.model, runtime.scorer.layout, runtime.table)
+        plain, codes = runtime.table.plain.numpy(), runtime.table.codes.numpy()
+        recorder = Recorder(runtime.config.model, runtime.scorer.layout, plain=plain, codes=codes)
         self._recorder = recorder
         self._writing, self._installing = Lock(), Lock()
         self._now = Snapshot(Ranker.of(runtime), recorder, recorder.read(history))
@@ -242,9 +198,9 @@ class Session:
         """The state of this moment: with every event whose `add` has returned."""
         return self._now
 
-    def scores(self, *, stage: Stage = "adapter") -> Parts:
-        """The parts of all items' scores now, see `Snapshot.scores`."""
-        return self._now.scores(stage=stage)
+    def scores(self, *, stage: Stage = "adapter", items: NDArray[np.int64] | None = None) -> Parts:
+        """The parts of scores now, see `Snapshot.scores`."""
+        return self._now.scores(stage=stage, items=items)
 
     def add(self, event: Event) -> None:
         """Record an event: every ranking that starts after this returned knows of it. DataError for an unknown item."""
@@ -278,17 +234,3 @@ class Session:
             with self._writing:
                 self._now = self._now.under(ranker, ready.known)  # continued with what was recorded meanwhile
         return None
-
-
-def _own(scorer: Scorer) -> Scorer:
-    """A copy with parameters of its own where they are trained; frozen ones, buffers and the prior are shared."""
-    trained = {id(parameter) for parameter in scorer.adapter_parameters.values()}
-    fixed = [tensor for tensor in (*scorer.parameters(), *scorer.buffers()) if id(tensor) not in trained]
-    if scorer.prior is not None:
-        fixed.append(scorer.prior)
-    return copy.deepcopy(scorer, {id(tensor): tensor for tensor in fixed})
-
-
-def _without_first(batch: Windows, count: int) -> Windows:
-    """The windows without their first `count` columns."""
-    return Windows(**{name: c if name == "attributes" else c[:, count:] for name, c in vars(batch).items()})

@@ -10,9 +10,9 @@ from server.cohorts import cohort_size, participation_cap, rounds_per_pass
 from shared.adapter import AdapterState
 from shared.config import Config
 from shared.errors import PrivacyError
+from shared.layout import PriorLayout
 from shared.model import Stage
 from shared.noise import MODES, Layer, Noise
-from shared.prior import PriorLayout
 from shared.privacy.plan import PHASES, Demand, LayerPlan, NoisePlan, plan_layer
 from shared.protocol import DIFFERENCE_BOUND
 from shared.secagg.ring import ring_scale

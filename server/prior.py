@@ -20,7 +20,8 @@ from shared.adapter import AdapterState
 from shared.artifacts import load_arrays, save_arrays
 from shared.config import Config
 from shared.errors import AdapterError, RunError
-from shared.prior import MOMENTS, solve_prior
+from shared.layout import MOMENTS
+from shared.prior import solve_prior
 
 FILE = "prior.safetensors"
 #: Rounds in a row that ask one group: both factors of a low-rank product train against the same prior.

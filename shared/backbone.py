@@ -85,6 +85,10 @@ class Backbone:
         batch = tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt")
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
+    def tokenizer_file(self) -> str | None:
+        """The tokenizer in the form of the library tokenizers; None for the tiny random models."""
+        return None if self.path is None else _tokenizer(str(self.path)).backend_tokenizer.to_str()
+
     def words(self, count: int) -> list[str]:
         """The first `count` whole words of the tokenizer's vocabulary, fewer where it has fewer; the same everywhere.
 

@@ -33,7 +33,8 @@ from shared.backbone import Backbone
 from shared.content import mean_vector, recency_weights, sharp_content
 from shared.errors import AdapterError
 from shared.items import ItemTable
-from shared.prior import PriorLayout, history_features, prior_scores
+from shared.layout import PriorLayout
+from shared.prior import history_features, prior_scores
 from shared.sections import Lora, Model, Prior
 from shared.tokens import SoftTokens
 from shared.vectors import identity_room

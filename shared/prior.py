@@ -17,7 +17,6 @@ which is q where q is large and the popularity where the prior knows nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -26,46 +25,15 @@ from numpy.typing import NDArray
 
 from shared.errors import AdapterError
 from shared.items import ItemTable
+from shared.layout import MOMENTS, PriorLayout
 from shared.sections import Prior
 from shared.windows import IGNORE, Windows
 
 #: Weight of A in a device's reply. A is the longer of the two and the one that noise hurts less, as the ridge covers
 #: it; a small weight leaves T more of a common clip.
 BALANCE = 0.1**0.5
-#: Names of the moments in a reply, and of the solved matrix in a state.
-MOMENTS = ("prior_features", "prior_targets")
+#: Name of the solved matrix in a state.
 PRIOR = "prior"
-
-
-@dataclass(frozen=True)
-class PriorLayout:
-    """Which directions of the codes the prior reads and predicts.
-
-    half_lives: in events. widths: directions read at each of them. output: directions predicted, k.
-    skip_penalty: what a skip counts against its item in the features; a like counts 1.
-    """
-
-    half_lives: tuple[float, ...]
-    widths: tuple[int, ...]
-    output: int
-    skip_penalty: float = 0.0
-
-    @classmethod
-    def of(cls, settings: Prior, *, available: int) -> PriorLayout:
-        """The layout that settings ask for, cut to the directions that the codes have."""
-        widths = settings.widths or (settings.output,) * len(settings.half_lives)
-        widths = tuple(min(width, available) for width in widths)
-        return cls(settings.half_lives, widths, min(settings.output, available), settings.skip_penalty)
-
-    @property
-    def features(self) -> int:
-        """Entries F of f(u)."""
-        return sum(self.widths)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of a device's moments: the upper triangle of A, and T."""
-        return {MOMENTS[0]: (self.features * (self.features + 1) // 2,), MOMENTS[1]: (self.features, self.output)}
 
 
 def history_features(batch: Windows, table: ItemTable, layout: PriorLayout) -> torch.Tensor:
@@ -153,12 +121,16 @@ def soften(q: torch.Tensor, share: torch.Tensor, *, floor: float) -> torch.Tenso
     return torch.where(q < 0, least * (least / larger), larger)  # (q + root) / 2 would cancel to 0 for q < 0
 
 
-def prior_scores(q: torch.Tensor, share: torch.Tensor, *, settings: Prior, fused: bool) -> torch.Tensor:
+def prior_scores(
+    q: torch.Tensor, share: torch.Tensor, *, settings: Prior, fused: bool, deviation: float | None = None
+) -> torch.Tensor:
     """The prior's part of the scores, kappa log soft(q) + fusion q / std q; float32 (..., N).
 
     q: the prior's estimates, float32 (..., N). share: (N,). fused: with the second term, which only a ranking has.
+    deviation: std q over the catalogue, where q is of some of its items only.
     """
     expected = settings.kappa * torch.log(soften(q, share, floor=settings.floor))
     if fused and settings.fusion:
-        expected = expected + settings.fusion * q / q.std(dim=-1, keepdim=True).clamp(min=1e-12)
+        spread = q.std(dim=-1, keepdim=True) if deviation is None else q.new_tensor([deviation])
+        expected = expected + settings.fusion * q / spread.clamp(min=1e-12)
     return expected

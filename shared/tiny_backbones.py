@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from shared.hashed_words import hashed_words
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -53,12 +55,6 @@ def _drop_blocks(model: Any, family: str, blocks: int) -> None:
 
 
 def hash_tokens(texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Words hashed into 1 … 511; 0 is padding. Stands in for a tokenizer in the tiny random models."""
-    rows = [[1 + zlib.crc32(word.lower().encode()) % 511 for word in text.split()][:32] or [1] for text in texts]
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for row, words in enumerate(rows):
-        ids[row, : len(words)] = torch.tensor(words)
-        mask[row, : len(words)] = 1
-    return {"input_ids": ids, "attention_mask": mask}
+    """`hashed_words` as the models take them."""
+    ids, mask = hashed_words(texts)
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}

@@ -53,13 +53,18 @@ class SoftTokens(nn.Module):
 
     def forward(self, x: torch.Tensor, codes: torch.Tensor, batch: Windows) -> torch.Tensor:
         """Tokens, float32 (B, L, d). x: scaled item vectors (B, L, d). codes: (B, L, c)."""
+        token = self.of_items(x, codes)
+        for name in self.sources:
+            token = token + self.get_submodule(name)(getattr(batch, _BY_EVENT[name][0]))
+        if self.attributes is not None:
+            token = token + self.attributes(batch.attributes)[:, None]  # (B, 1, d)
+        return token
+
+    def of_items(self, x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """The part of the tokens that depends on items alone, float32 (..., d). x: (..., d). codes: (..., c)."""
         token = x
         if self.low is not None:
             token = token + self.low(x)
         if self.code is not None:
             token = token + self.code(codes)
-        for name in self.sources:
-            token = token + self.get_submodule(name)(getattr(batch, _BY_EVENT[name][0]))
-        if self.attributes is not None:
-            token = token + self.attributes(batch.attributes)[:, None]  # (B, 1, d)
         return token

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 #: Upper edges of the time-gap buckets in seconds: a minute, an hour, 6 hours, a day, a week, 30 days; then
 #: longer, and a last bucket for "unknown" (first event, or a source without times).

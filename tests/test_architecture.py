@@ -23,11 +23,24 @@ MAY_IMPORT = {
     "server": {"shared"},
     "simulations": {"shared", "client", "server"},
 }
-HEAVY = {"torch", "transformers", "peft", "opacus", "flwr", "ray", "matplotlib", "pyarrow"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "peft",
+    "opacus",
+    "flwr",
+    "ray",
+    "matplotlib",
+    "pyarrow",
+    "onnx",
+    "onnxruntime",
+    "tokenizers",
+}
 #: Modules that answer `--help`.
 FRONT = [
     "shared/terminal.py",
     "shared/errors.py",
+    "client/cli_export.py",
     *(f"{package}/{name}.py" for package in PACKAGES[1:] for name in ("__init__", "__main__", "cli")),
 ]
 

@@ -40,7 +40,23 @@ def test_every_command_option_and_argument_is_explained(path: str) -> None:
 
 def test_no_command_is_a_stub() -> None:
     assert sorted(path for path, context in CONTEXTS.items() if not getattr(context.command, "commands", None)) == [
+        "homerank-client benchmark",
+        "homerank-client doctor",
+        "homerank-client export",
+        "homerank-client export-model",
+        "homerank-client forget",
+        "homerank-client import",
+        "homerank-client interest",
         "homerank-client join",
+        "homerank-client page",
+        "homerank-client privacy",
+        "homerank-client recommend",
+        "homerank-client record",
+        "homerank-client search",
+        "homerank-client serve",
+        "homerank-client settings",
+        "homerank-client similar",
+        "homerank-client why",
         "homerank-server register",
         "homerank-server run",
         "homerank-server start",

@@ -17,8 +17,8 @@ from __future__ import annotations
 import shlex
 import sys
 import sysconfig
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from client.install.layout import (
@@ -37,6 +37,7 @@ from client.install.layout import (
 )
 from client.limits import Limits
 from client.profile import check_name
+from client.service.owner import USUAL
 
 IPV4, IPV6 = "127.0.0.1", "::1"
 
@@ -70,19 +71,22 @@ SystemCallFilter=@system-service
 SystemCallFilter=~@privileged
 SystemCallErrorNumber=EPERM
 """
+#: Options of `homerank-client serve` by the names of `Limits.of_owner`.
+_OPTIONS = {"mode": "privacy", "trust": "trust", "epsilon": "epsilon", "delta": "delta"}
+_OPTIONS |= {"user_epsilon": "user-epsilon", "secure": "secure-aggregation"}
 _OFFLINE = ("HF_HUB_OFFLINE=1", "OMP_NUM_THREADS=1", "PYTHONUNBUFFERED=1")
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the owner chose. ConfigError for a name that no profile can have.
+    """What the owner chose. ConfigError for a name that no profile can have, or limits that mean nothing.
 
-    limits: for training. port: of the page. node: whether there is a SuperNode at all.
-    node_host: where the SuperNode and its ClientApps meet. python: the interpreter that has homerank. memory_device,
-    memory_node: bytes, as systemd writes them.
+    limits: those that the unit names, by the names of `Limits.of_owner`; the others stay as the profile has them. port:
+    of the page. node: whether there is a SuperNode at all. node_host: where it meets its ClientApps. python: the
+    interpreter that has homerank. memory_device, memory_node: bytes, as systemd writes them.
     """
 
-    limits: Limits
+    limits: Mapping[str, object] = field(default_factory=dict)
     profile: str = "default"
     port: int = 8765
     node: bool = True
@@ -94,16 +98,19 @@ class Choices:
 
     def __post_init__(self) -> None:
         check_name(self.profile)
+        Limits.of_owner(**(asdict(USUAL) | dict(self.limits)))
 
     @property
     def serve(self) -> list[str]:
         """The command line of the person's service."""
-        given = self.limits
-        command = ["serve", "--home", str(SERVICE_HOME), "--profile", self.profile, "--port", str(self.port), "--quiet"]
-        command += ["--socket", str(socket_of(self.profile)), "--privacy", given.mode, "--trust", given.trust]
-        command += ["--epsilon", f"{given.epsilon:g}", "--delta", f"{given.delta:g}"]
-        command += ["--user-epsilon", f"{given.user_epsilon:g}"] if given.user_epsilon else []
-        command += ["--secure-aggregation"] if given.secure else []
+        command = ["serve", "--home", str(SERVICE_HOME), "--profile", self.profile, "--port", str(self.port)]
+        command += ["--socket", str(socket_of(self.profile))]
+        for name, value in self.limits.items():
+            option = _OPTIONS[name]
+            if isinstance(value, bool):
+                command.append(f"--{option}" if value else f"--no-{option}")
+            else:
+                command += [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
         return self._program([*command, *(["--any-time"] if self.any_time else [])])
 
     @property

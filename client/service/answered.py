@@ -167,7 +167,10 @@ class LayerOut(BaseModel):
 
 
 class SentOut(BaseModel):
-    """One thing that left the device. digest: SHA-256 of exactly what was sent; refusal: the code sent instead."""
+    """One thing that left the device. epsilon: by how much the ledger grew for it, by unit.
+
+    digest: SHA-256 of exactly what was sent; refusal: the code sent instead.
+    """
 
     time: float
     run: str
@@ -180,7 +183,10 @@ class SentOut(BaseModel):
 
 
 class PrivacyOut(BaseModel):
-    """What taking part has cost. ledger: `ok`, or why it cannot be read; then the device does not train."""
+    """What taking part has cost. rounds: of training alone, popularity and prior are asked for outside them.
+
+    ledger: `ok`, or why it cannot be read; then the device does not train.
+    """
 
     layers: list[LayerOut]
     ledger: str

@@ -80,19 +80,31 @@ class Feed:
     person: Person
     pace: Pace = field(default_factory=Pace)
 
-    def view(self, asked: RecommendIn, *, state: State | None = None, unseen: int | None = None) -> View:
-        """Score the whole catalogue for what is asked.
+    def view(
+        self, asked: RecommendIn, *, state: State | None = None, unseen: int | None = None, whole: bool = False
+    ) -> View:
+        """Score the catalogue for what is asked: all of it, or in a large one what the state proposes.
 
-        state: another one than now, for what would have been. unseen: item that this state has not seen.
+        state: another one than now, for what would have been. unseen: item that this state has not seen. whole: score
+        everything, also in a large catalogue.
         Raises CatalogueError for an unknown item, tag or domain, DataError for words that are too long.
         """
         shop = self.person.shop
         state = state or shop.engine.now
+        edits = known_edits(shop)
+        may = _allowed(shop, asked, edits, unseen=unseen)
         stage = self.pace.stage(asked.deadline_ms)
         started = time.perf_counter()
-        parts = dict(state.scores(stage=stage))
+        whole = whole or bool(asked.query or asked.steer or asked.like or edits)  # these find what nobody proposes
+        items = None if whole else state.candidates(stage=stage, allowed=may)
+        parts = dict(state.scores(stage=stage, items=items))
         if stage == "adapter":
             self.pace.took(1e3 * (time.perf_counter() - started))
+        if items is not None:
+            parts = {name: _scattered(values, items, len(may)) for name, values in parts.items()}
+            proposed = np.zeros(len(may), dtype=np.bool_)
+            proposed[items] = True
+            may = may & proposed
         popularity = shop.engine.popularity
         weights = self.person.weights.values if self.person.preferences.personal else None
         if weights is not None:
@@ -100,7 +112,6 @@ class Feed:
         if self.person.preferences.tail:
             parts["tail"] = -np.float32(self.person.preferences.tail) * popularity
         base = _total(parts)
-        edits = known_edits(shop)
         if edits:
             parts["interests"] = interest_scores(shop.tags, edits, strength=spread(base))
         found, steering = None, None
@@ -113,7 +124,6 @@ class Feed:
                 words, scores=base, searcher=shop.ranking.searcher, years=shop.ranking.shelf.years, item=item
             )
             parts["steering"] = steering.part
-        may = _allowed(shop, asked, edits, unseen=unseen)
         if asked.like is not None:
             may[shop.catalogue.index(asked.like)] = False
         said = Asked(
@@ -187,6 +197,13 @@ def _allowed(shop: Shop, asked: RecommendIn, edits: dict[str, float], *, unseen:
     if asked.seen == "fresh":
         may[shop.journal.shown()] = False
     return may & ~muted_items(shop.tags, edits) if edits else may
+
+
+def _scattered(values: NDArray[np.float32], items: NDArray[np.int64], count: int) -> NDArray[np.float32]:
+    """Values of some items among all `count`, 0 elsewhere."""
+    spread_out = np.zeros(count, dtype=np.float32)
+    spread_out[items] = values
+    return spread_out
 
 
 def _total(parts: Parts) -> NDArray[np.float32]:

@@ -35,7 +35,7 @@ from client.service.pages import router as pages
 from client.service.person import Person
 from client.service.reasons import explained, history_page, sentence_of
 from client.service.shop import NEWEST
-from client.service.training import NoTraining, Training
+from client.service.training import NoTraining, Training, sent_by
 from client.slate import best_items
 from shared.errors import HomerankError, RunError
 from shared.version import version
@@ -205,14 +205,13 @@ def _add_person(app: FastAPI, person: Person, door: Training) -> None:
     def change_settings(asked: q.SettingsIn) -> a.SettingsOut:
         """Change some of it."""
         changed = person.choose(asked.model_dump(exclude_none=True))
-        if not changed.participate:
-            door.pause()
+        (door.resume if changed.participate else door.pause)()
         return a.SettingsOut(**vars(changed))
 
     @app.get("/v1/privacy", tags=["person"])
     def privacy(limit: Annotated[int, Query(ge=0, le=1000)] = 50) -> a.PrivacyOut:
         """What taking part has cost so far, and exactly what has left this device."""
-        spent, sent = account(person.profile, person.limits), door.sent(limit)
+        spent, sent = account(person.profile, person.limits), sent_by(person.profile, limit)
         return a.PrivacyOut(
             layers=spent.layers,
             ledger=spent.problem or "ok",

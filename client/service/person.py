@@ -6,7 +6,6 @@ commands stand before it.
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,28 +18,25 @@ from client.journal import Recorded
 from client.limits import Limits
 from client.portability import import_data
 from client.profile import Preferences, Profile
+from client.service.owner import limits_of
 from client.service.shop import OpenEngine, Shop
 from client.service.weights import Weights
 from shared.artifacts import load_catalogue, save_catalogue
 from shared.catalogue import Catalogue
-from shared.errors import AdapterError, CatalogueError, DataError
+from shared.errors import CatalogueError, DataError
 from shared.schema import Event, EventKind
-
-log = logging.getLogger("homerank.client")
-
-DEFAULT_LIMITS = Limits(mode="event", trust="aggregate", epsilon=8.0, delta=1e-5)
 
 
 class Person:
     """A profile, open. Any number of threads may use it; close it at the end.
 
     engine: makes the ranking engine; injected, so that a device without torch needs none. limits: what taking part may
-    cost. Raises ConfigError and DataError as `Profile` and `Journal` do.
+    cost, what the owner said before unless given. Raises ConfigError and DataError as `Profile` and `Journal` do.
     """
 
-    def __init__(self, profile: Profile, *, engine: OpenEngine, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, profile: Profile, *, engine: OpenEngine, limits: Limits | None = None) -> None:
         self.profile = profile
-        self.limits = limits
+        self.limits = limits_of(profile) if limits is None else limits
         self.preferences: Preferences = profile.preferences()
         self.weights = Weights(profile)
         self._open_engine = engine
@@ -130,14 +126,13 @@ class Person:
         self._change_to(folder)
         _keep_adapter(folder, self.profile.adapter)
 
-    def delivered(self, folder: Path) -> str:
-        """Use an adapter that training delivered into the profile; why it is not used, empty if it is."""
-        try:
+    def delivered(self, folder: Path) -> None:
+        """Use an adapter that training put into the profile. AdapterError as for `install`.
+
+        Where an exported model ranks, the adapter waits in the profile to be exported.
+        """
+        if self.shop.engine.kind == "full":
             self._change_to(folder)
-        except AdapterError as error:
-            log.warning("the delivered adapter is not used: %s", error)
-            return str(error)
-        return ""
 
     def _change_to(self, folder: Path) -> None:
         shop = self.shop

@@ -72,7 +72,7 @@ def explained(feed: Feed, asked: ExplainIn) -> ExplanationOut:
     shop = feed.person.shop
     item = item_index(shop, asked.item)
     request = RecommendIn(k=asked.k, query=asked.query, steer=asked.steer, like=asked.like)
-    view = feed.view(request)
+    view = feed.view(request, whole=True)
     recent = newest_numbered(shop, shop.engine.length)
     found = _explained(view, item, recent.history)
     competing = view.may.copy()

@@ -14,14 +14,16 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import FastAPI
 
+from client.limits import Limits
 from client.profile import Profile
 from client.service.access import read_token
+from client.service.shop import OpenEngine
 from shared.artifacts import write_atomic
 from shared.errors import DeploymentError
 
@@ -85,10 +87,12 @@ def bound(port: int) -> Iterator[socket.socket]:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, port))
+        try:
+            listener.bind((HOST, port))
+            listener.listen(128)  # whoever is told of it may connect
+        except OSError as error:
+            raise DeploymentError(f"port {port}: {error.strerror}; choose another with --port, or 0 for any") from None
         yield listener
-    except OSError as error:
-        raise DeploymentError(f"port {port}: {error.strerror}; choose another with --port, or 0 for any") from None
     finally:
         listener.close()
 
@@ -111,6 +115,45 @@ def serve_app(app: FastAPI, profile: Profile, listener: socket.socket, *, ready:
         server.run(sockets=[listener])
     finally:
         where.unlink(missing_ok=True)
+
+
+def serve_person(
+    profile: Profile,
+    *,
+    engine: OpenEngine,
+    limits: Limits,
+    port: int,
+    training: bool,
+    any_time: bool,
+    ready: Callable[[Address], None],
+    path: Path | None = None,
+) -> None:
+    """Serve one profile until SIGINT or SIGTERM: the API and the page, and with `training` the door for rounds.
+
+    path: of the door's socket, `client.door.lock.default_socket` when None.
+
+    any_time: train on battery and while the machine is in use, too. DeploymentError while another process serves it.
+    """
+    from client.door.gate import ANY_TIME, Policy
+    from client.door.server import Door
+    from client.service.http import make_app
+    from client.service.person import Person
+    from client.service.training import DoorTraining, NoTraining
+
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(profile))
+        listener = stack.enter_context(bound(port))
+        person = Person(profile, engine=engine, limits=limits)
+        stack.callback(person.close)
+        if not person.empty:
+            _ = person.shop.ranking  # opened before anybody waits for it
+        door: DoorTraining | NoTraining = NoTraining()
+        if training:
+            policy = ANY_TIME if any_time else Policy()
+            opened = Door(profile, limits=limits, policy=policy, path=path, on_adapter=person.delivered)
+            door = DoorTraining(stack.enter_context(opened))
+        app = make_app(person, token=token_of(profile), training=door)
+        serve_app(app, profile, listener, ready=ready)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import socket
 import sqlite3
 import struct
@@ -24,6 +25,7 @@ from client.door.gate import Gate, Policy
 from client.door.sent import OTHERS_KEPT, Sent, SentLog, Totals, read_sent
 from client.profile import Profile
 from shared.errors import DataError, ProtocolError
+from shared.protocol import REFUSALS
 
 # --- framing -----------------------------------------------------------------------------------------------
 
@@ -237,3 +239,26 @@ def test_a_log_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found version 2 of the log"):
         SentLog(path)
     assert log.newest() == []
+
+
+# --- what is promised --------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "privacy.md").read_text(encoding="utf-8")
+
+
+def test_the_privacy_page_explains_each_code() -> None:
+    table = PAGE.split("## What a device says")[1].split("## The training door")[0]
+    codes = [code for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for code in re.findall(r"`(.*?)`", row)]
+    assert sorted(codes) == sorted(REFUSALS)
+
+
+def test_the_privacy_page_states_the_policy_that_holds() -> None:
+    door, policy = PAGE.split("## The training door")[1].split("## The statement")[0], Policy()
+    for words in (
+        f"{policy.max_messages} a minute",
+        f"{policy.max_per_day} answers computed from behaviour a day",
+        f"{policy.max_per_run} to one run",
+        f"{policy.max_rounds:,} in the device's life",
+    ):
+        assert words in door
+    assert f"({policy.deadline / 60:.0f} minutes)" in PAGE

@@ -66,7 +66,7 @@ def test_everything_about_a_person_comes_out(profile: Profile, tmp_path: Path) -
     assert done == Exported(tmp_path / "out", events=3, ledger_rows=1, complete=True)
     assert {path.relative_to(done.path).as_posix() for path in done.path.rglob("*")} == {
         *("README.txt", "events.jsonl", "history", "history/events.csv", "history/items.csv"),
-        *("interests.json", "settings.json", "ledger.jsonl", "personal.safetensors"),
+        *("interests.json", "settings.json", "ledger.jsonl", "sent.jsonl", "personal.safetensors"),
     }
     first, second, third = lines(done.path / "events.jsonl")
     assert first == {

@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from client import adapted
+from client.candidates import Proposer
+from client.full import FullEngine
+from client.product import Product
 from client.ranker import score_catalogue
 from client.session import Parts, Session
 from client.store import History
@@ -201,6 +206,112 @@ def test_parts_are_those_of_the_score() -> None:
     assert not early["adapter"].any()
     assert np.array_equal(early["prior"], parts["prior"])
     assert np.abs(parts["adapter"]).max() > 0.1
+
+
+def test_a_state_is_scored_once_and_its_parts_are_nobodys_to_change() -> None:
+    session = Session(ready(prior=WITH_PRIOR), history([event(1)]))
+    parts = session.scores()
+    parts["content"] = parts.pop("prior")
+    again = session.scores()
+    assert set(again) == {"content", "adapter", "popularity", "prior"}
+    assert again["content"] is not parts["content"]
+    assert again["popularity"] is parts["popularity"]
+    with pytest.raises(ValueError, match="read-only"):
+        again["popularity"][0] = 1.0
+    session.add(event(2))
+    assert np.abs(session.scores()["prior"] - again["prior"]).max() > 1e-3
+
+
+# --- some of the items --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("prior", [None, SKIPS_COUNT], ids=["no prior", "prior"])
+@pytest.mark.parametrize("model", [{}, {"sharpness": 12.0}, {"output_rank": 3}, ALL], ids=str)
+@pytest.mark.parametrize("items", [[], [5], [40, 3, 3, 17]], ids=str)
+def test_parts_of_some_items_are_those_of_all_there(
+    large: bool,
+    prior: Mapping[str, Any] | None,
+    model: dict[str, Any],
+    items: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runtime = ready(prior=prior, **model)
+    monkeypatch.setattr(adapted, "WHOLE", 0 if large else ITEMS)
+    wanted = np.array(items, dtype=np.int64)
+    kinds = [CLICK, EventKind.SKIP, EventKind.IMPRESSION, EventKind.LIKE, CLICK]
+    for size in (0, 1, 5):
+        session = Session(runtime, history([event(n, kind) for n, kind in enumerate(kinds[:size])]))
+        for stage in STAGES:
+            whole, some = session.scores(stage=stage), session.now.scores(stage=stage, items=wanted)
+            assert set(some) == set(whole)
+            for name, part in some.items():
+                assert part.dtype == np.float32
+                np.testing.assert_allclose(part, whole[name][wanted], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("prior", [None, {**SKIPS_COUNT, "gamma": 2.0, "beta": 0.5}], ids=["no prior", "prior"])
+@pytest.mark.parametrize("sharpness", [0.0, 5.0])
+def test_what_is_worth_scoring_holds_the_best(
+    prior: Mapping[str, Any] | None, sharpness: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = ready(prior=prior, sharpness=sharpness)
+    session = Session(runtime, history([event(item) for item in (3, 9, 30)]))
+    assert session.now.candidates() is None  # so few are all scored
+    monkeypatch.setattr(adapted, "WHOLE", 0)
+    monkeypatch.setattr("client.candidates.WHOLE", 0)
+    allowed = np.ones(ITEMS, dtype=np.bool_)
+    allowed[::3] = False
+    for stage in STAGES:
+        found = session.now.candidates(stage=stage, count=20, allowed=allowed)
+        assert found is not None
+        assert len(set(found.tolist())) == 20
+        assert allowed[found].all()
+        scores = np.where(allowed, total(session.scores(stage=stage)), -np.inf)
+        assert set(np.argsort(-scores)[:12].tolist()) <= set(found.tolist())
+    many = session.now.candidates(count=ITEMS + 5)
+    assert many is not None
+    assert many.tolist() == list(range(ITEMS))
+
+
+def test_what_a_large_catalogue_needs_serves_the_next_adapter_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapted, "WHOLE", 0)
+    monkeypatch.setattr("client.candidates.WHOLE", 0)
+    runtime = ready(prior=WITH_PRIOR)
+    session = Session(runtime, history([event(1), event(2)]))
+    before = session.now.ranker.shelves.proposer
+    state = adapter(runtime, seed=5)
+    assert session.install(state) is None
+    assert session.now.ranker.shelves.proposer is before
+    runtime.install(state)
+    assert_equals_the_whole(session, runtime, [event(1), event(2)])
+    found = session.now.candidates(count=10)
+    assert found is not None
+    assert set(np.argsort(-total(session.scores()))[:5].tolist()) <= set(found.tolist())
+
+
+def test_an_engine_is_ready_for_a_large_catalogue_before_anyone_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapted, "WHOLE", 0)
+    runtime, built = ready(prior=WITH_PRIOR), []
+    monkeypatch.setattr(adapted, "Proposer", lambda *tables: built.append(tables) or Proposer(*tables))
+    engine = FullEngine(runtime, history([event(1)]))
+    ((taste, codes),) = built
+    assert taste.shape == (ITEMS, runtime.table.rows.shape[1] - 1)
+    assert codes.shape == (ITEMS, WITH_PRIOR["output"])
+    for _ in range(2):
+        assert engine.now.candidates(count=ITEMS) is not None
+    assert len(built) == 1
+
+
+@pytest.mark.parametrize(("count", "beforehand"), [(4, True), (40, False)])
+def test_matrices_are_multiplied_beforehand_where_that_leaves_less_to_read(count: int, beforehand: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix, vectors = torch.randn(8, 6, generator=generator), torch.randn(count, 6, generator=generator)
+    x = torch.randn(8, generator=generator)
+    product = Product.of(matrix, vectors)
+    assert (product.both is not None) == beforehand
+    torch.testing.assert_close(product(x), x @ matrix @ vectors.T)
+    torch.testing.assert_close(product(x, torch.tensor([3, 1])), (x @ matrix @ vectors.T)[[3, 1]])
 
 
 def test_items_seen_before_the_window_stay_seen() -> None:

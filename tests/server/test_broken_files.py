@@ -7,6 +7,8 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +19,11 @@ from safetensors import safe_open
 
 from client.app import app as client_app
 from client.app import open_virtual_ledger
+from client.door import rounds
+from client.door.gate import ANY_TIME
+from client.door.server import Door
+from client.limits import Limits
+from client.profile import Profile
 from client.store import Store
 from server.checkpoint import CHECKPOINT_SCHEMA
 from shared import artifacts
@@ -26,6 +33,7 @@ from shared.privacy.accounting import Release
 from shared.protocol import Manifest
 from simulations.runfolder import RunFolder
 from simulations.session import recommend
+from tests.client.small_door import InProcess
 from tests.server import small_server
 from tests.server.small_server import (
     EVERYTHING,
@@ -195,27 +203,28 @@ def test_devices_whose_budget_is_spent_stop_training_and_go_on_ranking(six_users
     assert len(recommend(run.path, user=run.users[0], k=5)["recommendations"]) == 5
 
 
-class RealDevices:
-    """The ClientApp as real devices run it: each with files of its own and noise from the operating system."""
+class RealDevices(ExitStack):
+    """The ClientApp as real devices run it: each behind a door of its own, with noise from the operating system."""
 
     def __init__(self, run: RunFolder, folder: Path) -> None:
-        self._catalogue = run.path / "items.jsonl"
-        self._folder = folder
+        super().__init__()
+        limits = Limits("both", "aggregate", epsilon=8.0, delta=1e-5)
+        self._doors = {}
         for device in range(run.devices):
-            home = self.home(device + 1)
-            home.mkdir(parents=True)
+            profile = Profile.open(folder, str(device + 1))
+            shutil.copy(run.path / "items.jsonl", profile.catalogue)
             events = run.store()._db.execute("SELECT * FROM events WHERE device = ?", (device,)).fetchall()
-            store = Store(home / "events.sqlite")
+            store = Store(profile.events)
             store.replace([(0, *event[1:]) for event in events])
             store.close()
+            policy = replace(ANY_TIME, min_seconds=0.0)
+            self._doors[device + 1] = self.enter_context(Door(profile, limits=limits, policy=policy))
 
     def home(self, node: int) -> Path:
-        return self._folder / str(node)
+        return self._doors[node].profile.folder
 
     def __call__(self, message: Message, context: Context) -> Message:
-        home = self.home(context.node_id)
-        files = {"store": home / "events.sqlite", "ledger": home / "ledger.sqlite", "catalogue": self._catalogue}
-        context.node_config = {"mode": "both", **{name: str(path) for name, path in files.items()}}
+        context.node_config = {"socket": str(self._doors[context.node_id].path)}
         return client_app(message, context)
 
 
@@ -231,17 +240,18 @@ def damage_the_events(home: Path) -> None:
 
 @pytest.mark.parametrize("fault", [lose_the_ledger, damage_the_events])
 def test_a_device_with_a_damaged_file_refuses_and_the_others_go_on(
-    fault: Callable[[Path], None], six_users: Path, tmp_path: Path
+    fault: Callable[[Path], None], six_users: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rounds, "Worker", InProcess)
     run = start_run(tmp_path, six_users)
-    devices = RealDevices(run, tmp_path / "homes")
     ill = first_asked(run, 2)
+    with RealDevices(run, tmp_path / "homes") as devices:
 
-    def fall_ill(step: str, asked: Manifest) -> None:
-        if (step, asked.phase, asked.round) == ("recorded", "train", 1):
-            fault(devices.home(ill))
+        def fall_ill(step: str, asked: Manifest) -> None:
+            if (step, asked.phase, asked.round) == ("recorded", "train", 1):
+                fault(devices.home(ill))
 
-    server(run, on_step=fall_ill).run(Network(run, app=devices))
+        server(run, on_step=fall_ill).run(Network(run, app=devices))
     assert [row["refused"] for row in rows(run)[:2]] == [{}, {"failed": 1}]
     assert [row["released"] for row in rows(run)] == [True, True, True]
     assert charges(run) == EVERYTHING

@@ -351,7 +351,7 @@ app = ClientApp()
 
 @app.train()
 def train(message, context):
-    with open(context.node_config["store"] + ".seen", "a") as file:
+    with open(context.node_config["socket"] + ".seen", "a") as file:
         file.write("seen\\n")
     weights = message.content["w"]["w"].numpy() + context.run_config["step"]
     return Message(RecordDict({"w": ArrayRecord({"w": Array(weights)})}), reply_to=message)
@@ -417,7 +417,7 @@ def test_two_devices_run_two_rounds(tmp_path: Path, tiny_app: tuple[str, str]) -
             run_rounds(folder, run_config=config, components=tiny_app, timeout=240, on_line=lines.append)
             assert json.loads(out.read_text()) == {"weight": 1.0, "nodes": 2}
             for home in devices:
-                assert (home / "device.sqlite.seen").read_text() == "seen\nseen\n"
+                assert (home / "run" / "default.sock.seen").read_text() == "seen\nseen\n"
             assert sum("round done" in line for line in lines) == 2
 
             with pytest.raises(DeploymentError, match=r"finished:failed.*the tiny app fails on purpose"):

@@ -14,7 +14,8 @@ from shared.adapter import AdapterState
 from shared.artifacts import save_arrays
 from shared.config import Config, merge
 from shared.errors import RunError
-from shared.prior import MOMENTS, PriorLayout, solve_prior
+from shared.layout import MOMENTS, PriorLayout
+from shared.prior import solve_prior
 
 
 def settings(**sections: Any) -> Config:

@@ -16,7 +16,8 @@ from client.store import History
 from shared.adapter import AdapterState
 from shared.errors import AdapterError
 from shared.items import ItemTable
-from shared.prior import BALANCE, MOMENTS, PriorLayout, history_features, soften, solve_prior, window_moments
+from shared.layout import MOMENTS, PriorLayout
+from shared.prior import BALANCE, history_features, soften, solve_prior, window_moments
 from shared.schema import EventKind
 from shared.sections import Prior
 from shared.vectors import ItemVectors

@@ -15,9 +15,10 @@ from starlette.testclient import TestClient
 
 from client.door import rounds, wire
 from client.door.gate import ANY_TIME
-from client.service.doorway import doorway
+from client.door.server import Door
 from client.service.http import make_app
 from client.service.person import Person
+from client.service.training import DoorTraining
 from tests.client.service.small_service import TOKEN, open_full, write_adapter
 from tests.client.small_device import SHELF, question
 from tests.client.small_door import InProcess, charges, person, refused
@@ -54,13 +55,13 @@ def fill(folder: Path) -> Path:
 
 def test_ranking_goes_on_and_nothing_else_does(disk: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "Worker", InProcess)
-    monkeypatch.setattr("client.service.doorway.ANY_TIME", replace(ANY_TIME, min_seconds=0.0))
     profile = person(disk, "default")
     write_adapter(profile.adapter, catalogue=SHELF)
     owner = Person(profile, engine=open_full)
-    with doorway(owner, disk / "run" / "d.sock", any_time=True) as training:
+    policy = replace(ANY_TIME, min_seconds=0.0)
+    with Door(profile, limits=owner.limits, policy=policy, on_adapter=owner.delivered) as door:
         service = TestClient(
-            make_app(owner, token=TOKEN, training=training), base_url="http://127.0.0.1:1", headers=KEY
+            make_app(owner, token=TOKEN, training=DoorTraining(door)), base_url="http://127.0.0.1:1", headers=KEY
         )
 
         def slate() -> list[str]:
@@ -70,7 +71,7 @@ def test_ranking_goes_on_and_nothing_else_does(disk: Path, own_cache: Path, monk
 
         def train(number: int) -> str | None:
             manifest, content = question("train", round=number)
-            return refused(wire.ask(disk / "run" / "d.sock", content, timeout=60), manifest)
+            return refused(wire.ask(door.path, content, timeout=60), manifest)
 
         before = slate()
         assert train(1) is None

@@ -26,7 +26,6 @@ from client.profile import Profile
 from client.service.running import exclusive
 from shared.errors import ConfigError, DeploymentError
 from tests.client.install.two_users import environment, python
-from tests.client.small_device import CAREFUL
 from tests.client.small_door import charges, person
 
 ELSEWHERE = Invitation("192.0.2.7:9443", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n")
@@ -61,7 +60,7 @@ def layout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
 
 @pytest.fixture
 def choices() -> Choices:
-    return Choices(CAREFUL, python=Path(python()))
+    return Choices(python=Path(python()))
 
 
 def tree(root: Path) -> dict[str, tuple[int, int, int]]:
@@ -306,7 +305,7 @@ def lines(text: str) -> Sequence[str]:
 
 
 def test_each_unit_reaches_what_it_needs_and_no_more() -> None:
-    plan = Choices(CAREFUL, python=Path("/opt/homerank/bin/python"))
+    plan = Choices(python=Path("/opt/homerank/bin/python"))
     device, node = lines(units.device_unit(plan)), lines(units.node_unit(plan))
     for unit in (device, node):
         assert {
@@ -326,9 +325,9 @@ def test_each_unit_reaches_what_it_needs_and_no_more() -> None:
 @pytest.mark.parametrize("name", ["a\nExecStartPre=/bin/sh", "../x", "%h", ""])
 def test_a_name_cannot_add_to_a_unit(name: str) -> None:
     with pytest.raises(ConfigError, match="profile"):
-        Choices(CAREFUL, profile=name)
+        Choices(profile=name)
 
 
 def test_a_per_cent_sign_is_no_specifier() -> None:
-    plan = Choices(CAREFUL, python=Path("/opt/100% me/bin/python"))
+    plan = Choices(python=Path("/opt/100% me/bin/python"))
     assert "ExecStart='/opt/100%% me/bin/python' -P -m client" in units.device_unit(plan)

@@ -15,7 +15,6 @@ from client.cli import app
 from client.install.layout import DEVICE_UNIT, NODE_UNIT
 from client.install.units import Choices, written_files
 from shared.terminal import run_cli
-from tests.client.small_device import CAREFUL
 
 ANALYSE = which("systemd-analyze")
 #: systemd's own scale: 0 is safe, 10 exposed; a unit without any of this is at 9.6.
@@ -26,7 +25,7 @@ MOST_EXPOSED = {DEVICE_UNIT: 1.5, NODE_UNIT: 1.7}
 def folder(tmp_path: Path) -> Path:
     if ANALYSE is None:
         pytest.skip("found no systemd-analyze; install Debian's systemd")
-    for path, text in written_files(Choices(CAREFUL, python=Path(sys.executable))).items():
+    for path, text in written_files(Choices(python=Path(sys.executable))).items():
         (tmp_path / path.name).write_text(text)
     return tmp_path
 

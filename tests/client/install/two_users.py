@@ -120,7 +120,7 @@ def place() -> Iterator[Place]:
 def service(found: Place, *options: str) -> Iterator[dict[str, Any]]:
     """A running service of its own user: what it says of itself, and its process id."""
     command = [python(), "-P", "-m", "client", "serve", "--home", str(found.home), "--port", "0", "--json"]
-    command += ["--quiet", "--socket", str(found.socket), "--any-time", "--epsilon", f"{EPSILON}", *options]
+    command += ["--socket", str(found.socket), "--any-time", "--epsilon", f"{EPSILON}", *options]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

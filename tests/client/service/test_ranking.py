@@ -201,3 +201,20 @@ def test_the_pace_forgets_a_slow_moment() -> None:
     assert stages[-1] == "adapter"
     pace.took(10.0)
     assert pace.adapter < 50.0
+
+
+def test_a_large_catalogue_is_ranked_among_what_the_state_proposes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Served(tmp_path / "all") as small:
+        small.record("i1", "i5")
+        expected = [(one["item"], pytest.approx(one["score"], abs=1e-3)) for one in small.slate(k=5)]
+    monkeypatch.setattr("client.adapted.WHOLE", 10)
+    with Served(tmp_path / "some") as large:
+        large.record("i1", "i5")
+        assert large.person.shop.engine.now.candidates(count=8) is not None
+        assert [(one["item"], one["score"]) for one in large.slate(k=5)] == expected
+        for shown in large.slate(k=3, why=True):
+            found = large.post("/v1/explain", {"item": shown["item"]})
+            assert found["score"] == pytest.approx(shown["score"], abs=1e-3)
+            assert found["rank"] == shown["rank"]

@@ -1,0 +1,1 @@
+"""How quick a device is, measured: the rows of `homerank-client benchmark`."""
