@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from client import cli_data, cli_service, cli_update
+from client import cli_data, cli_install, cli_service, cli_update
 from client.cli_benchmark import benchmark
 from client.cli_export import export_model
 from shared.terminal import emit_json, run_cli
@@ -30,6 +30,7 @@ def _program() -> None:
 
 cli_service.add_commands(app)
 cli_data.add_commands(app)
+cli_install.add_commands(app)
 cli_update.add_commands(app)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from client.cli_limits import AnyTime, Delta, Epsilon, Privacy, Secure, Trust, UserEpsilon
 from shared.terminal import emit_json
 
 if TYPE_CHECKING:
@@ -41,29 +42,19 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8765,
     engine: Kind = "full",
     model: Model = None,
-    privacy: Annotated[
-        str | None, typer.Option(help="event, user or both: refuse rounds that protect less; none: accept all.")
-    ] = None,
-    trust: Annotated[
-        str | None, typer.Option(help="aggregate: rely on noise in the sum; local: only on this device's own.")
-    ] = None,
-    epsilon: Annotated[float | None, typer.Option(min=0, help="This device's budget over its life.")] = None,
-    delta: Annotated[float | None, typer.Option(min=0, max=0.5, help="Delta at which epsilon is stated.")] = None,
-    user_epsilon: Annotated[
-        float | None, typer.Option(min=0, help="With --privacy both: the budget at user level; 0: the same.")
-    ] = None,
-    secure: Annotated[
-        bool | None,
-        typer.Option(
-            "--secure-aggregation/--no-secure-aggregation", help="Refuse rounds in which the server could see a reply."
-        ),
-    ] = None,
-    any_time: Annotated[
-        bool, typer.Option("--any-time", help="Train on battery too, and while the machine is in use.")
-    ] = False,
+    privacy: Privacy = None,
+    trust: Trust = None,
+    epsilon: Epsilon = None,
+    delta: Delta = None,
+    user_epsilon: UserEpsilon = None,
+    secure: Secure = None,
+    any_time: AnyTime = False,
     training: Annotated[
         bool, typer.Option("--training/--no-training", help="Open the socket that training rounds come through.")
     ] = True,
+    socket: Annotated[
+        Path | None, typer.Option(help="Where that socket is; FOLDER/run/NAME.sock unless given.", metavar="PATH")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Serve one person's recommender and its page on this machine until Ctrl-C.
@@ -88,7 +79,9 @@ def serve(
     def ready(address: Address) -> None:
         if as_json:
             emit_json({"url": address.url, "page": address.page, "profile": opened.name})
-        sys.stderr.write(f"the page: {address.page}\nleave with Ctrl-C\n")
+        # The link is a key to the page: it is for a terminal, and not for a log that others may read.
+        link = address.page if sys.stderr.isatty() else f"{address.url} (homerank-client page prints the link to it)"
+        sys.stderr.write(f"the page: {link}\nleave with Ctrl-C\n")
 
     serve_person(
         opened,
@@ -96,6 +89,7 @@ def serve(
         limits=limits,
         port=port,
         training=training,
+        path=socket,
         any_time=any_time,
         ready=ready,
     )

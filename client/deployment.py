@@ -177,11 +177,12 @@ def running_node(
     *,
     node_config: Mapping[str, NodeValue],
     timeout: float = 60.0,
+    host: str = "127.0.0.1",
 ) -> Iterator[Child]:
     """Run this device's SuperNode for the length of a `with` block; it is connected when the block begins.
 
     node_config: becomes `context.node_config` in the ClientApp; give absolute paths.
-    timeout: seconds until the server must have accepted the device.
+    timeout: seconds until the server must have accepted the device. host: where the SuperNode waits for its ClientApps.
 
     Leaving the block ends the SuperNode and the ClientApp it may be running. Raises DeploymentError when the
     server does not answer in time or refuses the device's key.
@@ -192,7 +193,7 @@ def running_node(
     home.ca.write_text(invitation.ca)
     home.node_config.write_text(tomli_w.dumps(dict(node_config)))
     home.flower_home.mkdir(exist_ok=True, mode=0o700)
-    command = [flower_program("flower-supernode"), *_supernode_options(home, invitation)]
+    command = [flower_program("flower-supernode"), *_supernode_options(home, invitation, host)]
     with Child(command, log=home.log, env=flower_environment(home.flower_home), cwd=home.folder) as node:
         wait_until(lambda: node.exit_code is not None or _accepted(home), timeout=timeout)
         if not _accepted(home):
@@ -207,26 +208,27 @@ def join(
     node_config: Mapping[str, NodeValue],
     timeout: float = 60.0,
     on_ready: Callable[[], None] = lambda: None,
+    host: str = "127.0.0.1",
 ) -> None:
     """Take part until interrupted. See `running_node`; `on_ready` is called once the server has accepted.
 
     Raises DeploymentError also when the SuperNode ends on its own.
     """
-    with running_node(home, invitation, node_config=node_config, timeout=timeout) as node:
+    with running_node(home, invitation, node_config=node_config, timeout=timeout, host=host) as node:
         on_ready()
         while node.exit_code is None:
             sleep(0.5)
         raise DeploymentError(f"the connection to {invitation.address} ended; end of {node.log}:\n{node.tail()}")
 
 
-def _supernode_options(home: DeviceHome, invitation: Invitation) -> list[str]:
+def _supernode_options(home: DeviceHome, invitation: Invitation, host: str) -> list[str]:
     """Command line of the SuperNode. The node configuration travels as a file, so no path needs quoting."""
     return [
         *("--root-certificates", str(home.ca)),
         *("--superlink", invitation.address),
         *("--auth-supernode-private-key", str(home.private_key)),
         *("--node-config", str(home.node_config)),
-        *("--host", "127.0.0.1"),
+        *("--host", host),
         *("--port", str(free_port())),
     ]
 

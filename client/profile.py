@@ -101,10 +101,7 @@ class Profile:
         folder on one file system and the same on the next), or a folder or file that leads to another place by a link,
         by which two people would share a store or a ledger.
         """
-        if not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"profile: found {name[:60]!r}; expected 1 to 32 of a-z, 0-9, - and _, a letter or digit at both ends"
-            )
+        check_name(name)
         home = home.expanduser().resolve()
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         profile = cls(home / "profiles" / name)
@@ -217,6 +214,14 @@ class Profile:
             removed.append(path.name)
         found = journal.forget()
         return Forgotten(found.before, found.after, found.searched, files=tuple(removed))
+
+
+def check_name(name: str) -> None:
+    """ConfigError for what is no name of a profile."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"profile: found {name[:60]!r}; expected 1 to 32 of a-z, 0-9, - and _, a letter or digit at both ends"
+        )
 
 
 def profiles(home: Path) -> list[str]:

@@ -22,7 +22,8 @@ RULES = Rules(
     limit=_limit,
     policy=(
         "default-src 'none'; require-trusted-types-for 'script'; script-src 'self'; style-src 'self';"
-        " img-src 'self' data:; connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        " img-src 'self' data:; connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self';"
+        " frame-ancestors 'none'"
     ),
     locked=(
         "This page is for the person at this device. Open the link that `homerank-client serve` printed, or run"

@@ -109,8 +109,11 @@ def serve_person(
     training: bool,
     any_time: bool,
     ready: Callable[[Address], None],
+    path: Path | None = None,
 ) -> None:
     """Serve one profile until SIGINT or SIGTERM: the API and the page, and with `training` the door for rounds.
+
+    path: of the door's socket, `client.door.lock.default_socket` when None.
 
     any_time: train on battery and while the machine is in use, too. DeploymentError while another process serves it.
     """
@@ -130,7 +133,7 @@ def serve_person(
         door: DoorTraining | NoTraining = NoTraining()
         if training:
             policy = ANY_TIME if any_time else Policy()
-            opened = Door(profile, limits=limits, policy=policy, on_adapter=person.delivered)
+            opened = Door(profile, limits=limits, policy=policy, path=path, on_adapter=person.delivered)
             door = DoorTraining(stack.enter_context(opened))
         app = make_app(person, token=token_of(profile), training=door)
         serve_app(app, profile, listener, ready=ready)
