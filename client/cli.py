@@ -11,6 +11,7 @@ import typer
 from client import cli_data, cli_install, cli_service, cli_update
 from client.cli_benchmark import benchmark
 from client.cli_export import export_model
+from client.cli_service import HOME, Home
 from shared.terminal import emit_json, run_cli
 
 app = typer.Typer(
@@ -36,10 +37,13 @@ cli_update.add_commands(app)
 
 @app.command()
 def join(
-    invitation: Annotated[
-        Path, typer.Argument(metavar="INVITATION", help="The invitation.json of the server's operator.")
+    server: Annotated[
+        str, typer.Argument(metavar="SERVER", help="https://HOST:PORT with --token, or an invitation.json.")
     ],
-    home: Annotated[Path, typer.Option(help="The device's folder; made when missing.", metavar="FOLDER")],
+    home: Home = HOME,
+    token: Annotated[
+        str | None, typer.Option(help="The first time: the token that the server's operator gave out.")
+    ] = None,
     profile: Annotated[str, typer.Option(help="Whose data on this device takes part.", metavar="NAME")] = "default",
     data: Annotated[
         Path | None,
@@ -70,23 +74,25 @@ def join(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the server.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Take part in training until Ctrl-C. INVITATION is the file the server's operator gives out.
+    """Take part in training until Ctrl-C.
 
-    The first time: join with --keys-only, have the server's operator register the public key, then join
-    with --data. A service that already runs for this profile answers the rounds, within the limits it was started
+    The first time: SERVER is the server's address, --token what its operator gave out, --data this person's history.
+    Later, SERVER is HOME/invitation.json, which the first time left there. Without tokens: join an invitation.json
+    with --keys-only and have the operator register the public key. A service that already runs for this profile answers the rounds, within the limits it was started
     with; otherwise this command answers them.
     """
     from client.deployment import DeviceHome, Invitation, adopt_earlier_files, create_keys
     from client.deployment import join as take_part
     from client.door.gate import ANY_TIME, Policy
     from client.door.server import open_door
+    from client.enrolment import enrol
     from client.portability import import_data
     from client.profile import Profile
     from client.service.owner import limits_of
     from shared.errors import DeploymentError
 
     device = DeviceHome.at(home)
-    invited = Invitation.read(invitation)
+    invited = Invitation.read(Path(server)) if token is None else enrol(server, token, device, timeout=timeout)
     facts = {"public_key": str(create_keys(device)), "server": invited.address, "joined": not keys_only}
 
     def report(message: str) -> None:

@@ -154,7 +154,8 @@ def test_keys_only_prints_one_json_object_and_stops(tmp_path: Path, capsys: pyte
         (["jion"], "Did you mean 'join'? (see homerank-client --help)"),
         (["join", "x", "--hoem", "y"], "'--help', '--home'?) (see homerank-client join --help)"),
         (["join", "nowhere.json", "--home", "h"], "nowhere.json: No such file"),
-        (["join", "x"], "Missing option '--home'"),
+        (["join", "x", "--home", "h"], "x: No such file"),
+        (["join", "https://127.0.0.1:1", "--token", "x", "--home", "h"], "token"),
         (["join", "invitation.json", "--home", "h"], "h: found no history; join with --data FOLDER the first time"),
         (
             ["join", "invitation.json", "--home", "h", "--privacy", "all"],
