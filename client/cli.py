@@ -78,8 +78,8 @@ def join(
 
     The first time: SERVER is the server's address, --token what its operator gave out, --data this person's history.
     Later, SERVER is HOME/invitation.json, which the first time left there. Without tokens: join an invitation.json
-    with --keys-only and have the operator register the public key. A service that already runs for this profile answers the rounds, within the limits it was started
-    with; otherwise this command answers them.
+    with --keys-only and have the operator register the public key. A service that already runs for this profile
+    answers the rounds, within the limits it was started with; otherwise this command answers them.
     """
     from client.deployment import DeviceHome, Invitation, adopt_earlier_files, create_keys
     from client.deployment import join as take_part

@@ -152,7 +152,7 @@ def test_keys_only_prints_one_json_object_and_stops(tmp_path: Path, capsys: pyte
     ("arguments", "message"),
     [
         (["jion"], "Did you mean 'join'? (see homerank-client --help)"),
-        (["join", "x", "--hoem", "y"], "'--help', '--home'?) (see homerank-client join --help)"),
+        (["join", "x", "--hoem", "y"], "'--help', '--home', '--token'?) (see homerank-client join --help)"),
         (["join", "nowhere.json", "--home", "h"], "nowhere.json: No such file"),
         (["join", "x", "--home", "h"], "x: No such file"),
         (["join", "https://127.0.0.1:1", "--token", "x", "--home", "h"], "token"),
