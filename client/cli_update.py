@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.cli_service import HOME, AsJson, Home, Kind, Model, Who, reaching
+from client.cli_service import HOME, AsJson, Home, Who, reaching
 from shared.terminal import emit_json
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ def update(
     back: Annotated[bool, typer.Option("--back", help="Rank with the adapter before this one again.")] = False,
     home: Home = HOME,
     profile: Who = "default",
-    engine: Kind = "full",
-    model: Model = None,
     as_json: AsJson = False,
 ) -> None:
     """Fetch the newest adapter over HTTPS, verify it, and rank with it; what was there stays if anything is wrong.
@@ -47,7 +45,7 @@ def update(
     opened = Profile.open(home, profile)
     if back and (url or pin):
         raise ConfigError("--back fetches nothing; leave out --url and --pin")
-    install = _installer(home, profile, engine, model)
+    install = _installer(home, profile)
     if back:
         told = go_back(opened, install=install)
         if as_json:
@@ -58,16 +56,16 @@ def update(
     if pin is not None:
         trust(opened, Publisher.read(pin, url=url))
     publisher = pinned(opened, url=url)
-    _tell(bring_up_to_date(opened, publisher, install=install, backbone_of=own_backbone(opened)), as_json=as_json)
+    _tell(bring_up_to_date(opened, publisher, install=install, backbone_of=own_backbone), as_json=as_json)
 
 
-def _installer(home: Path, profile: str, engine: str, model: Path | None) -> Install:
+def _installer(home: Path, profile: str) -> Install:
     """Through the running service, or the same in this process."""
 
     def install(folder: Path) -> None:
         from client.service.errands import import_folder
 
-        with reaching(home, profile, engine, model) as service:
+        with reaching(home, profile) as service:
             import_folder(service, folder, what="adapter", user=None)
 
     return install

@@ -10,6 +10,7 @@
       door.lock                   held by the process that serves the training socket (`client.door.lock`)
       settings.json               `Preferences`
       items.jsonl                 the catalogue, public
+      publisher.json              whom releases are taken from, and releases.json: how far (`client.publisher`)
       adapter/, adapter.previous/ the global adapter and the one before it, public
       personal.safetensors        what was learned for this person alone
       cache/                      what was computed from events or queries and can be computed again

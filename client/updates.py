@@ -45,8 +45,8 @@ ROOM = 16 * 1024**2
 
 #: Ranks with an adapter folder from now on, after checking it. Any HomerankError: the adapter before stays.
 Install = Callable[[Path], None]
-#: Fingerprint of a backbone that this device has, by name; None where only the ranking engine knows.
-BackboneOf = Callable[[str], str | None]
+#: Fingerprint of a backbone that this device has, by name. BackboneError when it has none of that name.
+BackboneOf = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -116,19 +116,16 @@ def go_back(profile: Profile, *, install: Install) -> str:
     return f"run {manifest.get('run')}, round {manifest.get('round')}"
 
 
-def own_backbone(profile: Profile) -> BackboneOf:
-    """Where this device's backbones are; without torch, what the adapter in use was made for."""
+def own_backbone(name: str) -> str:
+    """The fingerprint of a backbone on this device. BackboneError without it, or without torch."""
+    if importlib.util.find_spec("torch") is None:
+        raise BackboneError(
+            "found no torch; expected it, since a release is an adapter for the full model. Export it where torch is"
+            " (homerank-client export-model), and rank with that model here"
+        )
+    from shared.backbone import open_backbone
 
-    def digest(name: str) -> str | None:
-        if importlib.util.find_spec("torch") is not None:
-            from shared.backbone import open_backbone
-
-            return open_backbone(name).digest
-        if profile.adapter.is_dir():
-            return str(load_adapter(profile.adapter)[2].get("backbone"))
-        return None
-
-    return digest
+    return open_backbone(name).digest
 
 
 def _catalogue(profile: Profile) -> str:
@@ -137,7 +134,7 @@ def _catalogue(profile: Profile) -> str:
     return load_catalogue(profile.catalogue).fingerprint
 
 
-def _backbone(release: AdapterRelease, backbone_of: BackboneOf) -> str | None:
+def _backbone(release: AdapterRelease, backbone_of: BackboneOf) -> str:
     try:
         return backbone_of(release.backbone_name)
     except BackboneError as error:

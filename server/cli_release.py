@@ -34,6 +34,9 @@ def publish(
     simulation: Annotated[
         bool, typer.Option("--simulation", help="Release the adapter of a simulation, whose ledger is its own.")
     ] = False,
+    version: Annotated[
+        int, typer.Option(min=0, help="Its number, higher than the newest; for releases that were lost. 0: the next.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Sign the adapter of a run and make it the newest release that devices fetch.
@@ -44,7 +47,7 @@ def publish(
     from server.publishing import PUBLISHER
     from server.publishing import publish as sign_and_write
 
-    release, new = sign_and_write(folder, run, name=name, simulation=simulation, url=url)
+    release, new = sign_and_write(folder, run, name=name, simulation=simulation, url=url, version=version)
     privacy = read_privacy(run / "adapter")
     facts: dict[str, Any] = {
         "version": release.version,

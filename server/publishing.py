@@ -69,12 +69,13 @@ class Published:
 
 
 def publish(
-    folder: Path, run: Path, *, name: str = "", simulation: bool = False, url: str = "", now: float | None = None
+    folder: Path, run: Path, *, name: str = "", simulation: bool = False, url: str = "", version: int = 0
 ) -> tuple[AdapterRelease, bool]:
     """Sign the adapter of a finished run and make it the newest release; whether it was new.
 
     An adapter that is the newest release already is not published again. name: for people. simulation: allow a
-    simulation's run, whose ledger is its own. url: where devices fetch releases, for publisher.json. now: seconds UTC.
+    simulation's run, whose ledger is its own. url: where devices fetch releases, for publisher.json. version: the one
+    after the newest unless given; a higher one when releases were lost that devices have.
 
     Raises AdapterError for a damaged adapter folder, DeploymentError and PrivacyError for one whose privacy.json does
     not fit the ledger, and RunError when the disk does not take it; nothing is released then.
@@ -98,11 +99,16 @@ def publish(
         if newest is not None and newest.files == files:  # also after a crash before latest.json
             _point_to(places, newest.version)
             return newest, False
-        version = known[-1] + 1 if known else 1
+        following = known[-1] + 1 if known else 1
+        if version and version < following:
+            raise DeploymentError(
+                f"found version {version} asked for; expected {following} or higher: versions only rise"
+            )
+        version = version or following
         release = AdapterRelease(
             version=version,
             name=name or f"release {version}",
-            created=int(time.time() if now is None else now),
+            created=int(time.time()),
             files=files,
             **_from_manifest(manifest),
             homerank=program_version(),

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from shared.artifacts import write_atomic
 from shared.errors import DeploymentError
-from shared.releases import SIGNED, key_pem, read_key
+from shared.releases import LATEST, SIGNED, key_pem, read_key
 
 KEY, PUBLIC = "release.key", "release.pub"
 
@@ -24,16 +24,16 @@ KEY, PUBLIC = "release.key", "release.pub"
 def signing_key(folder: Path) -> Ed25519PrivateKey:
     """The deployment's key, made the first time; the public half is derived from it each time, so the two match.
 
-    Raises DeploymentError when the key is damaged, readable by others, or gone while its public half is still there:
-    a new one would lock out every device that pinned the old one.
+    Raises DeploymentError when the key is damaged, readable by others, or gone while its public half or a release is
+    still there: a new one would lock out every device that pinned the old one.
     """
     place, public = folder / KEY, folder / PUBLIC
     if place.exists():
         key = _read(place)
-    elif public.exists():
+    elif public.exists() or (folder / "releases" / LATEST).exists():
         raise DeploymentError(
-            f"{place} is missing while {public} exists; restore it from a backup, or remove {public} to start anew"
-            " (devices then refuse releases until they pin the new key)"
+            f"{place} is missing while there are releases; restore it from a backup, or remove {public} and the"
+            " releases to start anew (devices then refuse releases until they pin the new key)"
         )
     else:
         key = Ed25519PrivateKey.generate()

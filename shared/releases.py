@@ -143,11 +143,10 @@ def read_release(manifest: bytes, signature: bytes, *, key: Ed25519PublicKey) ->
     return release
 
 
-def require_fits(release: AdapterRelease, *, catalogue: str, backbone: str | None) -> None:
+def require_fits(release: AdapterRelease, *, catalogue: str, backbone: str) -> None:
     """Refuse (AdapterError) a release for other items, another backbone, or a later version of this program.
 
-    catalogue, backbone: fingerprints of what this device has. backbone None: nobody here knows it before the ranking
-    engine does, which checks it too.
+    catalogue, backbone: fingerprints of what this device has.
     """
     if release.adapter_schema != ADAPTER_SCHEMA:
         raise AdapterError(
@@ -156,7 +155,7 @@ def require_fits(release: AdapterRelease, *, catalogue: str, backbone: str | Non
         )
     for name, found, expected in (
         ("catalogue", release.catalogue, catalogue),
-        ("backbone", release.backbone, backbone or release.backbone),
+        ("backbone", release.backbone, backbone),
     ):
         if found != expected:
             raise AdapterError(

@@ -282,6 +282,16 @@ def test_a_release_for_another_backbone_is_refused_before_it_is_fetched(device: 
     assert device.installs == 0
 
 
+def test_a_device_without_torch_is_told_what_it_can_do(
+    device: Device, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.release(1)
+    monkeypatch.setattr("client.updates.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(AdapterError, match=r"found no torch.*export-model"):
+        device.update(backbone_of=own_backbone)
+    assert len(site.asked) == 3
+
+
 def test_a_file_outside_the_release_is_never_asked_for(device: Device, site: Site) -> None:
     folder = site.release(1)
     facts = facts_of(folder, 1)
@@ -525,14 +535,14 @@ def test_a_person_ranks_with_what_an_operator_published(
     pin(profile, Publisher.read(place / "publisher.json"))
     person = Person(profile, engine=opener())
     try:
-        done = update(profile, pinned(profile), install=person.install, backbone_of=own_backbone(profile))
+        done = update(profile, pinned(profile), install=person.install, backbone_of=own_backbone)
         assert (done.version, done.new) == (1, True)
         assert person.shop.engine.adapter["round"] == 3
         assert done.release is not None
         assert "differentially private" in done.statement
         assert done.statement == json.loads((profile.adapter / "privacy.json").read_text())["statement"]
         adapter_that(place, trained, run="second")
-        assert update(profile, pinned(profile), install=person.install, backbone_of=own_backbone(profile)).version == 2
+        assert update(profile, pinned(profile), install=person.install, backbone_of=own_backbone).version == 2
         assert person.shop.engine.adapter["outcome"] == {"reason": "second"}
         go_back(profile, install=person.install)
         assert person.shop.engine.adapter["outcome"] != {"reason": "second"}
@@ -548,7 +558,7 @@ def test_the_rankers_own_self_check_rolls_a_release_back(
     publisher = Publisher.read(place / "publisher.json")
     person = Person(profile, engine=opener())
     try:
-        update(profile, publisher, install=person.install, backbone_of=own_backbone(profile))
+        update(profile, publisher, install=person.install, backbone_of=own_backbone)
         held, files = person.shop.engine.adapter, {p.name: p.read_bytes() for p in profile.adapter.iterdir()}
         adapter_that(place, trained, run="second")
 
@@ -557,7 +567,7 @@ def test_the_rankers_own_self_check_rolls_a_release_back(
 
         monkeypatch.setattr("client.session.Snapshot.check", fails)
         with pytest.raises(AdapterError, match="release 2 is not used, the adapter before goes on ranking"):
-            update(profile, publisher, install=person.install, backbone_of=own_backbone(profile))
+            update(profile, publisher, install=person.install, backbone_of=own_backbone)
         assert person.shop.engine.adapter == held
         assert {path.name: path.read_bytes() for path in profile.adapter.iterdir()} == files
         assert not (profile.folder / ".adapter.new").exists()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from server import journal as journal_module
 from server.app import app as server_app
+from server.cli_options import note
 from server.cohorts import sample_cohort
 from server.journal import EVENTS, FIELDS, JOURNAL, Journal, watcher
 from server.progress import Progress, journal_row, step_in_words
@@ -263,3 +264,9 @@ def test_a_file_gets_a_line_for_each_step_and_no_escapes() -> None:
     progress.close()
     assert [line[26:40] for line in file.getvalue().splitlines()] == [" round 3 of 12", ""]
     assert "\x1b" not in file.getvalue()
+
+
+def test_the_commands_show_a_run_that_way(capsys: pytest.CaptureFixture[str]) -> None:
+    note("starting")
+    note("INFO :      " + json.dumps(ROW))
+    assert capsys.readouterr().err == "starting\n[######                  ] round 3 of 12: 9 of 10 answered\n"

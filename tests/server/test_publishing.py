@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,12 @@ def change_json(path: Path, **values: Any) -> None:
 
 
 def test_a_run_of_real_devices_becomes_a_release_that_verifies(real: Path, place: Path) -> None:
-    release, new = publish(place, real, name="first", now=1_700_000_000.9)
+    before = int(time.time())
+    release, new = publish(place, real, name="first")
     manifest = json.loads((real / "adapter" / "homerank.json").read_text())
     assert new
-    assert (release.version, release.name, release.created, release.origin) == (1, "first", 1_700_000_000, "deployment")
+    assert (release.version, release.name, release.origin) == (1, "first", "deployment")
+    assert before <= release.created <= time.time()
     assert (release.run, release.backbone, release.backbone_name) == (
         manifest["run"],
         manifest["backbone"],
@@ -88,6 +91,24 @@ def test_the_same_adapter_is_one_release_and_another_is_the_next(real: Path, pla
     second, new = publish(place, real)
     assert (second.version, new, latest_version(place)) == (2, True, 2)
     assert [(one.version, one.latest) for one in published(place)] == [(1, False), (2, True)]
+
+
+def test_versions_that_were_lost_are_stepped_over_and_never_used_again(real: Path, place: Path) -> None:
+    """After an old backup: devices refuse what is not newer than what they have."""
+    assert publish(place, real, version=7)[0].version == 7
+    change_json(real / "adapter" / "homerank.json", outcome={})
+    with pytest.raises(DeploymentError, match="found version 7 asked for; expected 8 or higher"):
+        publish(place, real, version=7)
+    assert publish(place, real)[0].version == 8
+
+
+def test_a_key_that_is_lost_with_its_public_half_is_not_replaced_either(real: Path, place: Path) -> None:
+    publish(place, real)
+    (place / "release.key").unlink()
+    (place / "release.pub").unlink()
+    with pytest.raises(DeploymentError, match="is missing while there are releases"):
+        publish(place, real)
+    assert not (place / "release.key").exists()
 
 
 def test_a_damaged_release_is_said_to_be_so_and_does_not_stand_in_the_way(real: Path, place: Path) -> None:
