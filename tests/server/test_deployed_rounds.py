@@ -1,4 +1,4 @@
-"""Enrolled devices behind nginx, rounds that go on when processes are killed, and devices that get nothing."""
+"""Enrolled devices behind nginx, rounds that go on when anything is killed, and devices that get nothing."""
 
 from __future__ import annotations
 
@@ -67,16 +67,17 @@ def rows(out: Path) -> list[tuple[str, int]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(nginx_program() is None, reason=NO_NGINX)
-def test_rounds_end_well_though_server_and_loop_are_killed(tmp_path: Path) -> None:
+def test_rounds_end_well_though_server_device_and_loop_are_killed(tmp_path: Path) -> None:
     folder, out = tmp_path / "deployment", tmp_path / "out"
-    homes = [tmp_path / f"home {number}" for number in range(4)]
+    homes = [tmp_path / f"home {number}" for number in range(5)]
     people = [
         write_person(tmp_path / "ana", NAMES[0], [*range(0, 10), 10]),
         write_person(tmp_path / "ben", NAMES[1], [*range(8, 18), 5]),
+        write_person(tmp_path / "cleo", "cleo-the-third", [*range(4, 14), 3]),
     ]
     command("server", "init", str(folder), *NAMED, "--port", str(free_port()))
     settings = [part for setting in (*LEARNABLE, "privacy.mode=none") for part in ("--set", setting)]
-    begin = ["server", "rounds", "start", str(folder), "--catalogue", str(people[0] / "items.csv"), "--devices", "2"]
+    begin = ["server", "rounds", "start", str(folder), "--catalogue", str(people[0] / "items.csv"), "--devices", "3"]
     begin += ["--rounds", "3", "--out", str(out), *settings, "--json"]
 
     first = subprocess.Popen(
@@ -84,17 +85,17 @@ def test_rounds_end_well_though_server_and_loop_are_killed(tmp_path: Path) -> No
     )
     assert first.stdout is not None
     assert json.loads(first.stdout.readline())["proxied"] is True
-    given = command("server", "enroll", str(folder), "--count", "3")
+    given = command("server", "enroll", str(folder), "--count", "4")
     for home, token in zip(homes, given["tokens"], strict=False):
         enrolled(home, given["url"], token)
     listed = command("server", "devices", str(folder))
-    assert [device["state"] for device in listed["devices"]] == ["registered"] * 3
-    command("server", "revoke", str(folder), "3")
+    assert [device["state"] for device in listed["devices"]] == ["registered"] * 4
+    command("server", "revoke", str(folder), "4")
 
     # a device that was shut out, and one that nobody registered
     data = ["--data", str(people[0]), "--privacy", "none"]
     invitation = str(homes[0] / "invitation.json")
-    for home in homes[2:]:
+    for home in homes[3:]:
         assert "does not know this device" in refusal("client", "join", invitation, "--home", str(home), *data)
 
     joins = [
@@ -111,14 +112,18 @@ def test_rounds_end_well_though_server_and_loop_are_killed(tmp_path: Path) -> No
         ]
         for home, person in zip(homes, people, strict=False)
     ]
+    third = subprocess.Popen([sys.executable, "-m", *joins[2]], cwd=ROOT)
     with program(*joins[0], expect=130), program(*joins[1], expect=130):
         loop = subprocess.Popen([sys.executable, "-m", *begin], stdout=subprocess.PIPE, cwd=ROOT)
-        assert wait_until(lambda: ("train", 1) in rows(out), timeout=300)
+        assert wait_until(lambda: ("train", 1) in rows(out), timeout=500)
         superlink_of(folder).send_signal(signal.SIGKILL)
         assert first.wait(timeout=60) == 2  # `start` ends when one of its processes does
         with program("server", "start", str(folder), expect=143):
             before = len(rows(out))
-            assert wait_until(lambda: len(rows(out)) > before, timeout=300)
+            assert wait_until(lambda: len(rows(out)) > before, timeout=500)
+            for process in (*psutil.Process(third.pid).children(recursive=True), psutil.Process(third.pid)):
+                process.kill()
+            third.wait()
             os.kill(loop.pid, signal.SIGKILL)
             loop.communicate()
             assert json.loads((folder / "rounds.json").read_text())["state"] == "running"
@@ -127,13 +132,13 @@ def test_rounds_end_well_though_server_and_loop_are_killed(tmp_path: Path) -> No
             assert monotonic() - started < 400
             status = command("server", "devices", str(folder))
     assert (ended["state"], ended["round"], ended["rounds"]) == ("finished", 3, 3)
-    assert [device["state"] for device in status["devices"]] == ["online", "online", "revoked"]
+    assert [device["state"] for device in status["devices"]] == ["online", "online", "offline", "revoked"]
     released = rows(out)
     assert [row for row in released if row[0] == "train"] == [("train", 1), ("train", 2), ("train", 3)]
     assert len(released) == len(set(released))
     shipped = load_adapter(out / "adapter")[0]
     assert all(load_adapter(home / "adapter")[0] == shipped for home in homes[:2])
-    assert not any((home / "adapter").exists() for home in homes[2:])
+    assert not any((home / "adapter").exists() for home in homes[3:])
 
 
 STUBBORN_SERVER = """
