@@ -35,7 +35,10 @@ from shared.version import version
 BACKUP_SCHEMA = 1
 CONTENTS = "homerank-backup.json"
 
-_PLAIN = ("ca.pem", "ca.key", "server.pem", "server.key", "server.toml", "server.json", "invitation.json", ROUNDS)
+_PLAIN = (
+    *("ca.pem", "ca.key", "server.pem", "server.key", "server.toml", "server.json", "invitation.json", ROUNDS),
+    *("release.key", "release.pub", "publisher.json"),  # without the key nothing could be released any more
+)
 _TREES = ("releases",)
 #: In this order, after everything else.
 _DATABASES = ("ledger.witness", "ledger.sqlite", "registry.sqlite", "superlink.sqlite")

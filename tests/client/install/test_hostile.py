@@ -50,6 +50,7 @@ def siege() -> Iterator[dict[str, Any]]:
             facts["history"] = person.get("/v1/history").json()
             facts["privacy"] = person.get("/v1/privacy").json()
             facts["token"] = (profile.folder / "token").read_text().strip()
+        facts["log"] = (found.base / "service.log").read_bytes()
         facts["charges"] = charges(profile)
         facts["sent"] = read_sent(profile.sent, 1000)
         yield facts
@@ -142,6 +143,8 @@ def test_nothing_that_was_heard_says_anything_of_the_person(siege: dict[str, Any
     heard = base64.b64decode(siege["report"]["heard"])
     assert len(heard) > 1000
     assert siege["token"].encode() not in heard
+    assert siege["token"].encode() not in siege["log"]
+    assert b"the page: http://127.0.0.1" in siege["log"]
     for item in SHELF.items:
         assert item.title.encode() not in heard
     for words in (b"SQLite", b"Traceback", b"/profiles/"):

@@ -66,7 +66,7 @@ def test_the_command_shows_what_install_would_write(tmp_path: Path, capsys: pyte
 
     shown = json.loads(run("--json", "--epsilon", "4"))["files"]
     assert {Path(name).name for name in shown} == {DEVICE_UNIT, NODE_UNIT, "homerank.conf"}
-    assert "--epsilon 4 " in shown[f"/etc/systemd/system/{DEVICE_UNIT}"]
+    assert "--epsilon 4\n" in shown[f"/etc/systemd/system/{DEVICE_UNIT}"]
     written = run("--out", str(tmp_path / "out"), "--epsilon", "4").split()
     assert {Path(name).read_text() for name in written} == set(shown.values())
     assert all(text in run("--epsilon", "4") for text in shown.values())

@@ -121,9 +121,11 @@ def service(found: Place, *options: str) -> Iterator[dict[str, Any]]:
     """A running service of its own user: what it says of itself, and its process id."""
     command = [python(), "-P", "-m", "client", "serve", "--home", str(found.home), "--port", "0", "--json"]
     command += ["--socket", str(found.socket), "--any-time", "--epsilon", f"{EPSILON}", *options]
+    log = (found.base / "service.log").open("wb")
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
+        stderr=log,
         env=environment(found.base / "cache"),
         cwd=found.home,
         user=SERVICE.user,
@@ -139,6 +141,7 @@ def service(found: Place, *options: str) -> Iterator[dict[str, Any]]:
     finally:
         process.terminate()
         process.wait(60)
+        log.close()
 
 
 def attack(found: Place, served: dict[str, Any], groups: Sequence[int] = (SOCKET_GROUP,)) -> dict[str, Any]:
