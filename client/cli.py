@@ -42,7 +42,7 @@ def join(
     ],
     home: Home = HOME,
     token: Annotated[
-        str | None, typer.Option(help="The first time: the token that the server's operator gave out.")
+        str | None, typer.Option(help="The first time: the token of the server's operator; - reads it from stdin.")
     ] = None,
     profile: Annotated[str, typer.Option(help="Whose data on this device takes part.", metavar="NAME")] = "default",
     data: Annotated[
@@ -92,6 +92,7 @@ def join(
     from shared.errors import DeploymentError
 
     device = DeviceHome.at(home)
+    token = sys.stdin.readline().strip() if token == "-" else token  # arguments can be seen by others
     invited = Invitation.read(Path(server)) if token is None else enrol(server, token, device, timeout=timeout)
     facts = {"public_key": str(create_keys(device)), "server": invited.address, "joined": not keys_only}
 

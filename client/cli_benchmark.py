@@ -27,6 +27,9 @@ def benchmark(
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Model settings (TOML); parameters are random.")
     ] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Exported model, for the rows that rank with one.")
+    ] = None,
     requests: Annotated[int, typer.Option(min=1, help="Requests of each row.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of made histories, vectors and parameters.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -34,7 +37,8 @@ def benchmark(
     """Measure what a person waits for, on one thread: slates, searches among many items, a large store.
 
     Rows: slate, slate-prior, slate-start, slate-full, slate-again, slate-stateless, exact-100k, cells-1m, store-1m,
-    forget-1m. Measured only when named: slate-100k, exact-1m, and graph-1m, which takes minutes.
+    forget-1m. Measured only when named: slate-100k, exact-1m, graph-1m (minutes), slate-int8, slate-student, start,
+    start-student, and load (a minute).
     """
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # read when numpy and torch are first imported
@@ -45,7 +49,7 @@ def benchmark(
 
     torch.set_num_threads(1)
     rows = chosen(row or [])
-    bench = Workbench(Setting(data=data, run=run, config=config, requests=requests, seed=seed))
+    bench = Workbench(Setting(data=data, run=run, config=config, model=model, requests=requests, seed=seed))
     before, items = machine(), len(bench.catalogue)
     if not as_json:
         _line(COLUMNS)

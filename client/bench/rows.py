@@ -35,6 +35,17 @@ ROWS: dict[str, Row] = {
     "slate-start": Row(
         "event to slate, content + popularity alone", lambda b: ranking.after_an_event(b, stage="start")
     ),
+    "slate-int8": Row(
+        "the same with the exported int8 model (--model)",
+        lambda b: ranking.after_an_event(b, stage="adapter", engine=b.exported("int8")),
+        usual=False,
+    ),
+    "slate-student": Row(
+        "the same with the distilled student (--model)",
+        lambda b: ranking.after_an_event(b, stage="adapter", engine=b.exported("student")),
+        Target(p50=3),
+        usual=False,
+    ),
     "slate-full": Row("event to slate, window full: trunk reads all anew", ranking.full_window),
     "slate-again": Row("another slate of the same state", ranking.again),
     "slate-stateless": Row("slate of a whole history, no state kept", ranking.without_state),
@@ -56,6 +67,12 @@ ROWS: dict[str, Row] = {
     ),
     "start": Row(
         "from starting the service to its first slate, vectors cached", serving.start, Target(p50=6_000), usual=False
+    ),
+    "start-student": Row(
+        "the same with the distilled student (--model), without torch",
+        lambda b: serving.start(b, engine="student"),
+        Target(p50=1_500),
+        usual=False,
     ),
     "load": Row(
         "50 requests in parallel for 60 s, events written, one change of adapter",

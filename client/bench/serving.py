@@ -52,7 +52,7 @@ def start(bench: Workbench, *, engine: str = "full") -> Figures:
         taken, memory = [], 0
         for _ in range(1 + STARTS):  # the first one encodes the catalogue
             started = time.perf_counter()
-            with _serving(home, engine=engine, model=None) as service:
+            with _serving(home, engine=engine, model=None if engine == "full" else bench.setting.model) as service:
                 _slate(service)
                 taken.append((time.perf_counter() - started) * 1e3)
                 memory = int(psutil.Process(service.process.pid).memory_info().rss)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.engine import Parts
+from client.engine import Engine, Parts
 from client.full import FullEngine
 from client.journal import Journal
 from client.slate import best_items
@@ -38,6 +39,7 @@ class Setting:
     data: Path | None = None
     run: Path | None = None
     config: Path | None = None
+    model: Path | None = None
     requests: int = 200
     seed: int = 0
 
@@ -75,6 +77,15 @@ class Workbench:
         runtime = Runtime(config, self.catalogue)
         runtime.install(random_state(runtime, seed=self.seed))
         return FullEngine(runtime, nothing)
+
+    def exported(self, kind: Literal["int8", "student"]) -> Engine:
+        """The exported model of `--model`, which must be of this catalogue. ConfigError without one."""
+        from client.compact.engine import CompactEngine
+
+        if self.setting.model is None:
+            raise ConfigError("found no --model; expected the folder that `homerank-client export-model` wrote")
+        nothing = self.history(0, self.generator())
+        return CompactEngine.open(self.setting.model, self.catalogue, nothing, kind=kind)
 
     def write_adapter(self, folder: Path, *, seed: int) -> None:
         """An adapter folder for this engine's settings, its parameters random."""
