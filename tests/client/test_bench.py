@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.bench import large, search, storage, workbench
+from client.bench import large, search, serving, storage, workbench
 from client.bench.rows import COLUMNS, ROWS, cells_of, chosen
 from client.bench.timing import WARM_UP, Figures, Target, measure, summed_up
 from client.bench.workbench import Setting, Workbench
+from client.compact.export import export_model
 from shared.errors import ConfigError
 from shared.terminal import run_cli
 
@@ -28,6 +30,11 @@ output_dim = 16
 half_lives = [2.0]
 output = 8
 """
+
+
+#: Rows that need an exported model, and rows with a service in a process of its own.
+EXPORTED = {"slate-int8", "slate-student", "start-student"}
+SERVED = {"start", "load"}
 
 
 @pytest.fixture
@@ -92,12 +99,12 @@ def test_a_target_says_what_it_asks() -> None:
 
 def test_rows_are_named_or_the_usual_ones() -> None:
     assert list(chosen(["forget-1m", "slate"])) == ["slate", "forget-1m"]
-    assert set(chosen([])) == set(ROWS) - {"slate-100k", "exact-1m", "graph-1m"}
+    assert set(chosen([])) == set(ROWS) - {"slate-100k", "exact-1m", "graph-1m"} - EXPORTED - SERVED
     with pytest.raises(ConfigError, match=r"found row .slat.; expected one of slate, .*Did you mean .slate."):
         chosen(["slat"])
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in EXPORTED | SERVED])
 def test_every_row_measures(name: str, bench: Workbench) -> None:
     if name == "graph-1m":
         pytest.importorskip("usearch")
@@ -161,3 +168,20 @@ def test_the_command_names_all_rows() -> None:
     from client.cli_benchmark import benchmark
 
     assert all(name in str(benchmark.__doc__) for name in ROWS)
+
+
+@pytest.mark.slow
+def test_rows_of_a_service_and_of_exported_models_measure(
+    bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "STARTS", 1)
+    monkeypatch.setattr(serving, "PARALLEL", 5)
+    monkeypatch.setattr(serving, "SECONDS", 8.0)
+    export_model(bench.engine.runtime, tmp_path / "model", kinds=("int8", "student"), adapter={}, histories=32)
+    setting = dataclasses.replace(bench.setting, model=tmp_path / "model")
+    for name in sorted(EXPORTED | SERVED):
+        found = ROWS[name].run(Workbench(setting))
+        assert 0 < found.least <= found.p50 <= found.p99
+        assert (found.failed, found.stale) == ((0, 0) if name == "load" else (None, None))
+    with pytest.raises(ConfigError, match="export-model"):
+        ROWS["slate-student"].run(bench)
