@@ -3,6 +3,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Two tests at a time; the tests of one file stay together.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 RUN := HF_HUB_OFFLINE=1 FLWR_TELEMETRY_ENABLED=0 OMP_NUM_THREADS=1
 
 .PHONY: demo test check docs clean
@@ -11,14 +14,14 @@ demo: .venv/.run
 	$(RUN) $(BIN)/homerank-simulate run --data world
 
 test: .venv/.dev
-	$(RUN) $(BIN)/python -m pytest
+	$(RUN) $(PYTEST)
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(RUN) $(BIN)/python -m pytest -m "not slow" -q
+	$(RUN) $(PYTEST) -m "not slow" -q
 
 docs: .venv/.dev
 	$(BIN)/python -m shared.config_docs > docs/configuration.md
