@@ -70,18 +70,17 @@ class PriorLayout:
         return {MOMENTS[0]: (self.features * (self.features + 1) // 2,), MOMENTS[1]: (self.features, self.output)}
 
 
-def history_features(batch: Windows, table: ItemTable, layout: PriorLayout) -> torch.Tensor:
-    """f after each event, float32 (B, L, F).
+def history_features(batch: Windows, table: ItemTable, layout: PriorLayout, *, last: bool = False) -> torch.Tensor:
+    """f after each event, float32 (B, L, F); with `last` only after the last event of each window, (B, 1, F).
 
     Events that count towards content(u) count 1, skips minus `skip_penalty`, impressions nothing.
     """
-    length = batch.items.shape[1]
-    age = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+    age = batch.ages(last=last)
     liked, skipped = batch.content, batch.seen & ~batch.content
     counted = (liked.float() - layout.skip_penalty * skipped)[..., None]  # (B, L, 1)
     parts = []
     for half_life, width in zip(layout.half_lives, layout.widths, strict=True):
-        decay = torch.where(age >= 0, 0.5 ** (age / half_life), 0.0)  # (L, L)
+        decay = torch.where(age >= 0, 0.5 ** (age / half_life), 0.0)
         parts.append(decay @ (table.codes[:, :width][batch.items] * counted))
     return torch.cat(parts, dim=-1)
 
