@@ -10,7 +10,6 @@ errors are of the mean over people; neighbouring settings differ by less than th
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from client.samples import training_windows
 from server.popularity import log_popularity
@@ -26,33 +26,72 @@ from server.prior import Priors
 from shared.adapter import AdapterState
 from shared.artifacts import POPULARITY
 from shared.config import merge, override
-from shared.layout import PriorLayout
+from shared.items import ItemTable
+from shared.layout import MOMENTS, PriorLayout
 from shared.metrics import ndcg
 from shared.model import Stage
-from shared.prior import PRIOR, window_moments
-from shared.runtime import Runtime, runtime_for
-from shared.windows import Windows
+from shared.prior import BALANCE, PRIOR
+from shared.runtime import runtime_for
+from shared.windows import IGNORE, Windows
 from simulations.evaluation import Case, batches, ranks_of, validation_cases
-from simulations.quality.base import training_of
+from simulations.quality.base import Training, training_of
 from simulations.quality.classical import popularity_counts
 from simulations.quality.installed import Installed
 from simulations.runfolder import RunFolder, prepare
 from simulations.session import build_config
 
 CASES = 3000
-#: Windows whose moments are summed in one product.
-CHUNK = 256
+#: Windows that are counted at a time.
+CHUNK = 512
 
-Moments = dict[str, np.ndarray]
+Pairs = dict[tuple[int, ...], NDArray[np.float64]]
 
 
-def moments_of(windows: Windows, runtime: Runtime, layout: PriorLayout) -> Moments:
-    """Exact moments of all windows together, float64."""
-    total = {name: np.zeros(shape) for name, shape in layout.shapes.items()}
+def pairs_of(windows: Windows, layout: PriorLayout, *, items: int) -> Pairs:
+    """The moments of all windows with one direction an item, float64 (N, N) each.
+
+    A by the places (h, g) of two half-lives, h <= g, and T by the place (h,). They do not depend on the codes, so any
+    number of directions can be tried on them; as windows are short, counting pairs of events is far less work than
+    multiplying features.
+    """
+    age = torch.arange(windows.items.shape[1])[:, None] - torch.arange(windows.items.shape[1])[None, :]
+    decays = [torch.where(age >= 0, 0.5 ** (age / half_life), 0.0).double() for half_life in layout.half_lives]
+    places = range(len(decays))
+    sums: Pairs = {}
+
+    def count(key: tuple[int, ...], rows: torch.Tensor, columns: torch.Tensor, weights: torch.Tensor) -> None:
+        index = (rows * items + columns)[weights != 0].numpy()
+        found = np.bincount(index, weights=weights[weights != 0].numpy(), minlength=items**2).reshape(items, items)
+        sums[key] = sums[key] + found if key in sums else found
+
     for rows in torch.split(torch.arange(len(windows)), CHUNK):
-        for name, moment in window_moments(windows.pick(rows), runtime.table, layout).items():
-            total[name] += moment
-    return total
+        batch = windows.pick(rows)
+        known = (batch.targets != IGNORE).double()[..., None]  # (B, L, 1)
+        skipped = batch.seen & ~batch.content
+        counted = (batch.content.double() - layout.skip_penalty * skipped)[:, None, :]  # (B, 1, L)
+        features = [decay * counted * known for decay in decays]  # (B, L, L): of event t at position p
+        event, target = batch.items[:, None, :], batch.targets[..., None]
+        for h in places:
+            count((h,), event.expand_as(features[h]), target.clamp(min=0).expand_as(features[h]), features[h])
+            for g in places[h:]:
+                weights = features[h].mT @ features[g]  # (B, L, L): of a pair of events
+                count((h, g), batch.items[..., None].expand_as(weights), event.expand_as(weights), weights)
+    return sums
+
+
+def moments_of(pairs: Pairs, table: ItemTable, layout: PriorLayout) -> AdapterState:
+    """What all devices' moments add up to with these codes."""
+    codes = table.codes.double().numpy()
+    ends = np.cumsum((0, *layout.widths))
+    square = np.zeros((layout.features, layout.features))
+    targets = np.zeros((layout.features, layout.output))
+    for place, width in enumerate(layout.widths):
+        targets[ends[place] : ends[place + 1]] = codes[:, :width].T @ pairs[place,] @ codes[:, : layout.output]
+        for other in range(place, len(layout.widths)):
+            block = codes[:, :width].T @ pairs[place, other] @ codes[:, : layout.widths[other]]
+            square[ends[place] : ends[place + 1], ends[other] : ends[other + 1]] = block
+    triangle = BALANCE * square[np.triu_indices(layout.features)]
+    return AdapterState({name: m.astype(np.float32) for name, m in zip(MOMENTS, (triangle, targets), strict=True)})
 
 
 def quality(ranker: Installed, cases: list[Case]) -> tuple[float, float]:
@@ -67,7 +106,7 @@ def sweep(run: RunFolder, choices: list[tuple[str, ...]], report: Callable[[str]
     training = training_of(run, validation=())
     cases = list(validation_cases(run, limit=CASES))
     popularity = log_popularity(popularity_counts(training).astype(np.float64), noise_std=0.0)
-    known: dict[str, Moments] = {}
+    known: dict[tuple[object, ...], Pairs] = {}
     lines = []
     for settings in itertools.product(*choices):
         config = override(run.config, *settings)
@@ -75,22 +114,11 @@ def sweep(run: RunFolder, choices: list[tuple[str, ...]], report: Callable[[str]
         state = AdapterState({**runtime.start.arrays, POPULARITY: popularity})
         stages: tuple[Stage, ...] = ("start",)
         if (layout := runtime.scorer.layout) is not None:
-            key = f"{layout} {dataclasses.replace(config.model, gamma=0.0, beta=0.0, sharpness=0.0)}"
+            key = (layout.half_lives, layout.skip_penalty, config.model.history)
             if key not in known:
-                length = config.model.history
-                parts = [training_windows(history, length=length) for history in training.histories]
-                windows = Windows(
-                    **{
-                        name: torch.cat([getattr(part, name) for part in parts])
-                        for name in Windows.__dataclass_fields__
-                    }
-                )
-                known = {key: moments_of(windows, runtime, layout)}
-            solved = Priors.solve(
-                [AdapterState({name: moment.astype(np.float32) for name, moment in known[key].items()})],
-                ridge=config.prior.ridge,
-                noise_stds=[0.0],
-            )
+                known = {key: pairs_of(_windows(training, config.model.history), layout, items=training.items)}
+            sums = moments_of(known[key], runtime.table, layout)
+            solved = Priors.solve([sums], ridge=config.prior.ridge, noise_stds=[0.0])
             state = AdapterState({**state.arrays, PRIOR: solved.whole})
             stages = ("start", "prior")
         for stage in stages:
@@ -100,6 +128,13 @@ def sweep(run: RunFolder, choices: list[tuple[str, ...]], report: Callable[[str]
     report("\nbest first:")
     for _, line in sorted(lines, reverse=True)[:10]:
         report(line)
+
+
+def _windows(training: Training, length: int) -> Windows:
+    """All training windows of everybody."""
+    parts = [training_windows(history, length=length) for history in training.histories]
+    columns = Windows.__dataclass_fields__
+    return Windows(**{name: torch.cat([getattr(part, name) for part in parts]) for name in columns})
 
 
 def main(arguments: list[str]) -> None:

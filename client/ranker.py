@@ -87,8 +87,7 @@ def _newest(runtime: Runtime, histories: Sequence[History]) -> Windows:
 
 
 def _states(runtime: Runtime, batch: Windows, *, stage: Stage) -> torch.Tensor:
-    states = runtime.scorer.user_states(batch, runtime.table, stage=stage)
-    last = states[torch.arange(len(batch)), batch.last]
+    last = runtime.scorer.user_states(batch, runtime.table, stage=stage, last=True)[:, 0]
     popularity = runtime.table.rows.shape[1] - 1
     nothing = ~batch.real.any(1)  # then nothing is known but popularity
     last[nothing, :popularity] = 0.0

@@ -92,12 +92,17 @@ class Aggregator:
             if reply.shapes != self.shapes:
                 raise AdapterError("found an update of other names or shapes than this round's; expected one form")
             share = self.contribution(reply)
-            total = share if total is None else total + share
+            if total is None:
+                total = share
+            else:
+                total += share
         return total
 
     def contribution(self, reply: AdapterState) -> NDArray[np.float64]:
-        """What one reply adds to the sum, float64 (d,), of norm at most `bound`."""
+        """What one reply adds to the sum, a new float64 (d,) array of norm at most `bound`."""
         vector = reply.pack().astype(np.float64)
+        if math.isinf(self.bound):
+            return vector
         norm = float(np.linalg.norm(vector))
         return vector * (self.bound / norm) if norm > self.bound else vector
 

@@ -16,11 +16,13 @@ from shared.items import ItemTable
 from shared.windows import Windows
 
 
-def recency_weights(batch: Windows, *, half_life: float) -> torch.Tensor:
-    """w at every position, float32 (B, L, L): row t weighs events 0 to t. Zero where nothing counts as content yet."""
-    length = batch.items.shape[1]
-    age = torch.arange(length)[:, None] - torch.arange(length)[None, :]
-    decay = torch.where(age >= 0, 0.5 ** (age / half_life), 0.0)  # (L, L) lower-triangular
+def recency_weights(batch: Windows, *, half_life: float, last: bool = False) -> torch.Tensor:
+    """w at every position, float32 (B, L, L): row t weighs events 0 to t. Zero where nothing counts as content yet.
+
+    last: only at the last event of each window, (B, 1, L).
+    """
+    age = batch.ages(last=last)
+    decay = torch.where(age >= 0, 0.5 ** (age / half_life), 0.0)
     weight = decay * batch.content[:, None, :]
     return weight / weight.sum(-1, keepdim=True).clamp(min=1e-9)
 

@@ -103,25 +103,29 @@ class Scorer(nn.Module):
                 raise AdapterError(f"found a prior of shape {matrix.shape}; this model's settings make it {expected}")
         self.prior = None if matrix is None else torch.from_numpy(np.ascontiguousarray(matrix))
 
-    def user_states(self, batch: Windows, table: ItemTable, *, stage: Stage = "adapter") -> torch.Tensor:
+    def user_states(
+        self, batch: Windows, table: ItemTable, *, stage: Stage = "adapter", last: bool = False
+    ) -> torch.Tensor:
         """z at every position, float32 (B, L, d + k + 1), with k_prior more entries where a prior is installed.
 
         With `sharpness` the content is not linear in any state: its d entries are 0, see `content_scores`.
+        last: only after the last event of each row, (B, 1, ...).
         """
-        one = table.rows.new_ones(*batch.items.shape, 1)  # (B, L, 1)
+        weights = recency_weights(batch, half_life=self.settings.content_half_life, last=last)
+        one = weights.new_ones(*weights.shape[:2], 1)
         if self.settings.sharpness:
-            content = one.new_zeros(*batch.items.shape, table.plain.shape[1])  # (B, L, d)
+            content = one.new_zeros(*one.shape[:2], table.plain.shape[1])
         else:
-            weights = recency_weights(batch, half_life=self.settings.content_half_life)
             content = self._weighted("gamma", mean_vector(weights, batch, table), stage=stage)
         if stage == "adapter":
-            learned = self.output(self.history_states(batch, table))  # (B, L, k)
+            states = self.history_states(batch, table)
+            learned = self.output(states[torch.arange(len(batch)), batch.last][:, None] if last else states)
         else:
-            learned = one.new_zeros(*batch.items.shape, self.output_dim)
+            learned = one.new_zeros(*one.shape[:2], self.output_dim)
         parts = [content, learned, self._weighted("beta", one, stage=stage)]
         if (prior := self.prior_of(stage)) is not None:
             layout, matrix = prior
-            parts.append(history_features(batch, table, layout) @ matrix)
+            parts.append(history_features(batch, table, layout, last=last) @ matrix)
         return torch.cat(parts, dim=-1)
 
     def content_scores(
@@ -133,9 +137,7 @@ class Scorer(nn.Module):
         """
         if not self.settings.sharpness:
             return None
-        weights = recency_weights(batch, half_life=self.settings.content_half_life)
-        if last:
-            weights = weights[torch.arange(len(batch)), batch.last][:, None]  # (B, 1, L)
+        weights = recency_weights(batch, half_life=self.settings.content_half_life, last=last)
         found = sharp_content(weights, batch.items, table, sharpness=self.settings.sharpness)
         scaled = self._weighted("gamma", found, stage=stage)
         return scaled[:, 0] if last else scaled

@@ -32,22 +32,23 @@ from shared.windows import IGNORE, Windows
 #: Weight of A in a device's reply. A is the longer of the two and the one that noise hurts less, as the ridge covers
 #: it; a small weight leaves T more of a common clip.
 BALANCE = 0.1**0.5
+#: Rows of A that are made in one product.
+BLOCK = 256
 #: Name of the solved matrix in a state.
 PRIOR = "prior"
 
 
-def history_features(batch: Windows, table: ItemTable, layout: PriorLayout) -> torch.Tensor:
-    """f after each event, float32 (B, L, F).
+def history_features(batch: Windows, table: ItemTable, layout: PriorLayout, *, last: bool = False) -> torch.Tensor:
+    """f after each event, float32 (B, L, F); with `last` only after the last event of each window, (B, 1, F).
 
     Events that count towards content(u) count 1, skips minus `skip_penalty`, impressions nothing.
     """
-    length = batch.items.shape[1]
-    age = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+    age = batch.ages(last=last)
     liked, skipped = batch.content, batch.seen & ~batch.content
     counted = (liked.float() - layout.skip_penalty * skipped)[..., None]  # (B, L, 1)
     parts = []
     for half_life, width in zip(layout.half_lives, layout.widths, strict=True):
-        decay = torch.where(age >= 0, 0.5 ** (age / half_life), 0.0)  # (L, L)
+        decay = torch.where(age >= 0, 0.5 ** (age / half_life), 0.0)
         parts.append(decay @ (table.codes[:, :width][batch.items] * counted))
     return torch.cat(parts, dim=-1)
 
@@ -60,26 +61,42 @@ def window_moments(
 
     batch: training windows with targets. Returns float32 arrays as in `layout.shapes`.
     """
-    size = layout.features
     features = history_features(batch, table, layout)
-    if np.isfinite(clip):
-        parts = [(features[row], batch.targets[row]) for row in range(len(batch))]
-    else:  # nothing to clip, so one product does for all windows
-        parts = [(features.flatten(0, 1), batch.targets.flatten())]
-    squares, products = torch.zeros(size, size), torch.zeros(size, layout.output)
-    for states, targets in parts:
-        known = targets != IGNORE
-        f = states[known]  # (n, F)
-        after = table.codes[:, : layout.output][targets[known]]  # (n, k)
-        square, product = BALANCE * (f.T @ f), f.T @ after
-        if np.isfinite(clip):
-            doubled = float(square.square().sum() + square.diagonal().square().sum())  # twice the triangle's
-            norm = float(np.sqrt(doubled / 2 + float(product.square().sum())))
+    if np.isinf(clip):  # nothing to clip, so one product does for all windows
+        squares, products = _moments(features.flatten(0, 1), batch.targets.flatten(), table, layout)
+    else:
+        squares, products = (np.zeros(shape, dtype=np.float32) for shape in layout.shapes.values())
+        for row in range(len(batch)):
+            square, product = _moments(features[row], batch.targets[row], table, layout)
+            norm = float(np.hypot(np.linalg.norm(square), np.linalg.norm(product)))
             factor = min(1.0, clip / norm) if norm else 1.0
-            square, product = square * factor, product * factor
-        squares += square
-        products += product
-    return {MOMENTS[0]: squares.numpy().ravel()[_triangle(size)], MOMENTS[1]: products.numpy()}
+            squares += factor * square
+            products += factor * product
+    return dict(zip(MOMENTS, (squares, products), strict=True))
+
+
+def _moments(
+    features: torch.Tensor, targets: torch.Tensor, table: ItemTable, layout: PriorLayout
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """`BALANCE` times A's upper triangle, and T, float32, of features (n, F) with targets int64 (n,)."""
+    known = targets != IGNORE
+    f = features[known]
+    after = table.codes[:, : layout.output][targets[known]]  # (., k)
+    return _upper_square(BALANCE * f, f), (f.T @ after).numpy()
+
+
+def _upper_square(left: torch.Tensor, right: torch.Tensor) -> NDArray[np.float32]:
+    """The upper triangle of left^T right, row by row, float32 (F (F + 1) / 2,); what lies below it is not computed."""
+    size = right.shape[1]
+    triangle = np.empty(size * (size + 1) // 2, dtype=np.float32)
+    start = 0
+    for first in range(0, size, BLOCK):
+        block = (left[:, first : first + BLOCK].T @ right[:, first:]).numpy()
+        for row, values in enumerate(block):
+            stop = start + len(values) - row
+            triangle[start:stop] = values[row:]
+            start = stop
+    return triangle
 
 
 @lru_cache(maxsize=2)

@@ -53,6 +53,15 @@ class Windows:
         """Position of each window's last real event, int64 (B,); 0 for an empty window."""
         return (self.real.sum(1) - 1).clamp(min=0)
 
+    def ages(self, *, last: bool = False) -> torch.Tensor:
+        """How many events ago each event was, int64 (1, L, L): row t at position t, negative for what comes later.
+
+        last: only at the last event of each window, (B, 1, L).
+        """
+        order = torch.arange(self.items.shape[1])
+        at = self.last[:, None] if last else order[None]
+        return at[..., None] - order
+
     def shorten(self, length: int) -> Windows:
         """The first `length` columns; for dropping columns that are padding everywhere."""
         columns = {name: getattr(self, name) for name in self.__dataclass_fields__}

@@ -92,6 +92,23 @@ def test_start_and_prior_rank_by_their_own_weights_by_hand(fusion: float, table:
         np.testing.assert_allclose(found, wanted, atol=2e-3)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("sharpness", [0.0, 4.0])
+def test_the_state_after_the_last_event_alone_is_the_last_of_all(
+    stage: Stage, sharpness: float, table: ItemTable
+) -> None:
+    scorer = shaken_scorer(model=dataclasses.replace(CODED, sharpness=sharpness), prior=PRIOR)
+    windows = random_windows(3, seed=2)
+    with torch.no_grad():
+        states = scorer.user_states(windows, table, stage=stage)
+        found = scorer.user_states(windows, table, stage=stage, last=True)
+    assert found.shape == (3, 1, states.shape[-1])
+    lengths = windows.real.sum(1).tolist()
+    assert min(lengths) < max(lengths)
+    for row, place in enumerate(length - 1 for length in lengths):
+        torch.testing.assert_close(found[row, 0], states[row, place])
+
+
 def whole(scorer: Scorer, windows: Windows, table: ItemTable, stage: Stage = "adapter") -> torch.Tensor:
     with torch.no_grad():
         content = scorer.content_scores(windows, table, stage=stage)
