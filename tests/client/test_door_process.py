@@ -44,7 +44,15 @@ def endless() -> tuple[Manifest, RecordDict]:
 def workers(parent: int | None = None) -> list[psutil.Process]:
     """Training processes that this one, or another one, has started."""
     found = psutil.Process(parent).children(recursive=True)
-    return [process for process in found if "client.door.worker" in process.cmdline()]
+    return [process for process in found if "client.door.worker" in words(process)]
+
+
+def words(process: psutil.Process) -> list[str]:
+    """The command line, none of a process that has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 @contextmanager

@@ -107,6 +107,7 @@ def test_rounds_end_well_though_server_device_and_loop_are_killed(tmp_path: Path
             str(home),
             "--privacy",
             "none",
+            "--any-time",
             "--data",
             str(person),
         ]
