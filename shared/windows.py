@@ -58,6 +58,8 @@ class Windows:
 
         last: only at the last event of each window, (B, 1, L).
         """
+        import torch
+
         order = torch.arange(self.items.shape[1])
         at = self.last[:, None] if last else order[None]
         return at[..., None] - order
