@@ -16,14 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.grad_sample import GradSampleHooks
+from opacus.grad_sample import GradSampleHooks, register_grad_sampler
 from opacus.optimizers import DPOptimizer
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
+from torch import nn
 
 from shared.adapter import AdapterState
 from shared.errors import PrivacyError
 from shared.items import ItemTable
-from shared.model import Scorer, read_parameters, trainable
+from shared.model import Scale, Scorer, read_parameters, trainable
 from shared.windows import Windows
 
 #: A seed whose place in torch's random state shows where the state's words are.
@@ -33,6 +34,14 @@ _HOOK_WARNING = "Full backward hook is firing when gradients are computed"
 
 #: Windows that go through the model together; a longer history is accumulated in pieces of this size.
 CHUNK = 16
+
+
+@register_grad_sampler(Scale)
+def _scale_grad_sample(
+    layer: Scale, activations: list[torch.Tensor], backprops: torch.Tensor
+) -> dict[nn.Parameter, torch.Tensor]:
+    per_sample = (activations[0] * backprops).flatten(1).sum(1, keepdim=True)  # (B, 1)
+    return {layer.weight: per_sample}
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.grad_sample import register_grad_sampler
 from torch import nn
 
 from shared.backbone import Backbone
@@ -44,7 +43,7 @@ Stage = Literal["start", "prior", "adapter"]
 
 
 class Scale(nn.Module):
-    """One learned factor. A module of its own so that Opacus can see its per-sample gradient."""
+    """One learned factor. A module of its own so that Opacus can see its per-sample gradient (`client.trainer`)."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -52,14 +51,6 @@ class Scale(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.weight
-
-
-@register_grad_sampler(Scale)
-def _scale_grad_sample(
-    layer: Scale, activations: list[torch.Tensor], backprops: torch.Tensor
-) -> dict[nn.Parameter, torch.Tensor]:
-    per_sample = (activations[0] * backprops).flatten(1).sum(1, keepdim=True)  # (B, 1)
-    return {layer.weight: per_sample}
 
 
 class Scorer(nn.Module):

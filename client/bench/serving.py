@@ -48,12 +48,12 @@ def start(bench: Workbench, *, engine: str = "full") -> Figures:
     """From starting the process to the first slate, with vectors of the catalogue cached. memory: the service's."""
     import psutil  # type: ignore[import-untyped]
 
-    with _home(bench) as home:
+    with _home(bench) as home, httpx.Client(timeout=60.0, trust_env=False) as client:
         taken, memory = [], 0
         for _ in range(1 + STARTS):  # the first one encodes the catalogue
             started = time.perf_counter()
             with _serving(home, engine=engine, model=None if engine == "full" else bench.setting.model) as service:
-                _slate(service)
+                _slate(service, client)
                 taken.append((time.perf_counter() - started) * 1e3)
                 memory = int(psutil.Process(service.process.pid).memory_info().rss)
         return replace(summed_up(taken[1:]), memory=memory)
@@ -67,7 +67,8 @@ def load(bench: Workbench) -> Figures:
     with _home(bench) as home, TemporaryDirectory(prefix="homerank-") as other:
         bench.write_adapter(Path(other), seed=bench.seed + 1)
         with _serving(home, engine="full", model=None) as service:
-            _slate(service)
+            with httpx.Client(timeout=60.0, trust_env=False) as client:
+                _slate(service, client)
             found = asyncio.run(_loaded(service, bench, packed(Path(other))))
     if not found.swapped:
         raise DeploymentError("the adapter was not changed during the measurement; run it again")
@@ -150,8 +151,5 @@ def _serving(home: Path, *, engine: str, model: Path | None) -> Iterator[Running
         process.wait()
 
 
-def _slate(service: Running) -> None:
-    answer = httpx.post(
-        f"{service.url}/v1/recommend", json={"k": 10}, headers=service.headers, timeout=60.0, trust_env=False
-    )
-    answer.raise_for_status()
+def _slate(service: Running, client: httpx.Client) -> None:
+    client.post(f"{service.url}/v1/recommend", json={"k": 10}, headers=service.headers).raise_for_status()
