@@ -254,6 +254,7 @@ def _why_not(node: Child, home: DeviceHome, invitation: Invitation, timeout: flo
     if "Failed to activate SuperNode" in log:
         return DeploymentError(
             f"the server at {invitation.address} does not know this device; register its key where the "
-            f"server runs: homerank-server register DIR {home.public_key}"
+            f"server runs: homerank-server register DIR {home.public_key}. If it was killed a moment ago, "
+            "the server takes it for connected until a minute has passed; join again then"
         )
     return DeploymentError(f"the device could not join {invitation.address}; end of {node.log}:\n{log}")

@@ -118,7 +118,7 @@ def read_release(manifest: bytes, signature: bytes, *, key: Ed25519PublicKey) ->
     |---|---|
     | the key's signature of exactly these bytes | the release |
     | one byte changed, in either; another key's signature; a cut signature | AdapterError, nothing is read |
-    | signed, but of a newer schema, not JSON, a field missing or of another type | AdapterError |
+    | signed, but of a newer or older schema, not JSON, a field missing or of another type | AdapterError |
     | signed, but with other files than an adapter has, a path in a name, or too many bytes | AdapterError |
     """
     try:
@@ -136,7 +136,10 @@ def read_release(manifest: bytes, signature: bytes, *, key: Ed25519PublicKey) ->
         raise AdapterError(f"{MANIFEST}: found no JSON object ({error}); publish again") from None
     schema = facts.get("schema")
     if schema != RELEASE_SCHEMA:
-        raise AdapterError(f"{MANIFEST}: found schema {schema!r}; this version reads {RELEASE_SCHEMA}; update homerank")
+        raise AdapterError(
+            f"{MANIFEST}: found schema {schema!r}; this version reads {RELEASE_SCHEMA};"
+            f" {_remedy(schema, RELEASE_SCHEMA)}"
+        )
     release = _parsed(facts)
     if release.key != key_id(key):
         raise AdapterError(f"{MANIFEST}: found key {release.key} named in it; expected {key_id(key)}, which signed it")
@@ -144,14 +147,15 @@ def read_release(manifest: bytes, signature: bytes, *, key: Ed25519PublicKey) ->
 
 
 def require_fits(release: AdapterRelease, *, catalogue: str, backbone: str) -> None:
-    """Refuse (AdapterError) a release for other items, another backbone, or a later version of this program.
+    """Refuse (AdapterError) a release for other items, another backbone, or another version of this program.
 
     catalogue, backbone: fingerprints of what this device has.
     """
     if release.adapter_schema != ADAPTER_SCHEMA:
         raise AdapterError(
             f"release {release.version}: found adapter schema {release.adapter_schema}; this version reads"
-            f" {ADAPTER_SCHEMA} (it was written by homerank {release.homerank}); update homerank"
+            f" {ADAPTER_SCHEMA} (it was written by homerank {release.homerank});"
+            f" {_remedy(release.adapter_schema, ADAPTER_SCHEMA)}"
         )
     for name, found, expected in (
         ("catalogue", release.catalogue, catalogue),
@@ -196,6 +200,13 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remedy(found: object, known: int) -> str:
+    """Which side is behind."""
+    if type(found) is int and found > known:
+        return "update homerank on this device"
+    return "the server is behind: have its operator update it and publish again"
 
 
 def _parsed(facts: Mapping[str, Any]) -> AdapterRelease:

@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 
 
+def data_folder(name: str) -> Path:
+    """Where a real data folder is looked for: under HOMERANK_DATA, else `../shared/data`. It need not be there."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    return Path(os.environ.get("HOMERANK_DATA") or default) / name
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
-    """Find a real data folder under HOMERANK_DATA, else `../shared/data`; skip without it."""
-    default = Path(__file__).resolve().parents[2] / "shared" / "data"
-    root = Path(os.environ.get("HOMERANK_DATA") or default)
+    """Find a real data folder, see `data_folder`; skip without it."""
 
     def find(name: str) -> Path:
-        folder = root / name
+        folder = data_folder(name)
         if not folder.is_dir():
             pytest.skip(f"no real data at {folder}; set HOMERANK_DATA to a folder that holds {name}")
         return folder

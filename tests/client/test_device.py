@@ -204,10 +204,11 @@ def test_what_is_no_message_gets_a_code_without_an_address(content: RecordDict, 
     assert refusal(Home().device.answer(content), None) == code
 
 
-def test_another_schema_is_told_apart() -> None:
+@pytest.mark.parametrize("schema", [0, 2])
+def test_another_schema_is_told_apart(schema: int) -> None:
     _, content = question("train")
     values = json.loads(str(content["config"]["manifest"]))
-    content["config"]["manifest"] = json.dumps(values | {"schema": 2})
+    content["config"]["manifest"] = json.dumps(values | {"schema": schema})
     assert refusal(Home().device.answer(content), None) == "schema"
 
 

@@ -24,10 +24,10 @@ from client.service.person import Person
 from client.updates import Update, go_back, own_backbone, update
 from server.certificates import create_certificates
 from server.publishing import publish
-from shared.artifacts import load_catalogue, save_catalogue
+from shared.artifacts import ADAPTER_SCHEMA, load_catalogue, save_catalogue
 from shared.catalogue import Catalogue
 from shared.errors import AdapterError, BackboneError, CatalogueError, DeploymentError, HomerankError, RunError
-from shared.releases import ADAPTER_FILES, LATEST, key_id, key_pem
+from shared.releases import ADAPTER_FILES, LATEST, RELEASE_SCHEMA, key_id, key_pem
 from shared.schema import Item
 from simulations.runfolder import RunFolder
 from tests.releases import BACKBONE, KEY, OTHER_KEY, bare_adapter, facts_of, point_to, write_release
@@ -280,6 +280,22 @@ def test_a_release_for_another_backbone_is_refused_before_it_is_fetched(device: 
     with pytest.raises(AdapterError, match="lacks its backbone: found backbone 'tiny-bert'"):
         device.update(backbone_of=unknown)
     assert device.installs == 0
+
+
+@pytest.mark.parametrize(("step", "said"), [(1, "update homerank on this device"), (-1, "the server is behind")])
+@pytest.mark.parametrize(("field", "known"), [("schema", RELEASE_SCHEMA), ("adapter_schema", ADAPTER_SCHEMA)])
+def test_a_release_of_another_version_is_refused_before_it_is_fetched(
+    device: Device, site: Site, field: str, known: int, step: int, said: str
+) -> None:
+    """A server one version ahead or behind: the device says which side to update, and ranks on."""
+    site.release(1)
+    device.update()
+    before, asked = device.adapter, len(site.asked)
+    site.release(2, value=7.0, **{field: known + step})
+    with pytest.raises(AdapterError, match=rf"schema {known + step}; this version reads {known}.*{said}"):
+        device.update()
+    assert (device.adapter, device.memory[0], device.installs) == (before, 1, 1)
+    assert len(site.asked) == asked + 3
 
 
 def test_a_device_without_torch_is_told_what_it_can_do(

@@ -21,10 +21,11 @@ import psutil
 import pytest
 from cryptography import x509
 
-from client.deployment import DeviceHome, create_keys
+from client.deployment import DeviceHome, Invitation, create_keys, running_node
 from server import certificates, runs
 from server.certificates import create_certificates
 from server.deployment import Deployment, prepare
+from server.running import running_server
 from server.runs import prepare_run, register, run_rounds, write_bundle
 from shared.artifacts import load_catalogue
 from shared.config import load_config
@@ -431,3 +432,20 @@ def test_two_devices_run_two_rounds(tmp_path: Path, tiny_app: tuple[str, str]) -
             prepare(folder)
         assert "PRIVATE KEY" not in Deployment.at(folder).superlink_log.read_text()
     assert not Deployment.at(folder).answers()
+
+
+@pytest.mark.slow
+def test_a_device_that_was_killed_is_told_when_it_can_come_back(tmp_path: Path) -> None:
+    """The server takes it for connected until its heartbeats are missed, and lets nobody in twice."""
+    device = DeviceHome.at(tmp_path / "device")
+    with running_server(tmp_path / "deployment", timeout=120) as server:
+        register(server.deployment.folder, create_keys(device))
+        invitation = Invitation.read(server.deployment.invitation)
+        with running_node(device, invitation, node_config={"socket": "nowhere"}) as node:
+            os.killpg(node.pid, signal.SIGKILL)
+            assert wait_until(lambda: node.exit_code is not None, timeout=10)
+        with (
+            pytest.raises(DeploymentError, match=r"killed a moment ago.* a minute has passed; join again then"),
+            running_node(device, invitation, node_config={"socket": "nowhere"}),
+        ):
+            pass

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message
 
+from shared.errors import RunError
 from shared.protocol import Manifest
 from simulations.faults import FAULTS
 from simulations.runfolder import RunFolder
@@ -173,6 +174,7 @@ def test_below_the_quorum_nothing_is_released_and_only_replies_of_local_trust_ar
 
 QUESTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a newer schema": ({"schema": 2}, "schema"),
+    "an older schema": ({"schema": 0}, "schema"),
     "another backbone": ({"backbone": "0" * 64}, "backbone"),
     "another catalogue": ({"catalogue": "0" * 64}, "catalogue"),
     "an unknown phase": ({"phase": "peek"}, "bad-message"),
@@ -197,3 +199,18 @@ def test_a_device_refuses_what_it_does_not_share_and_pays_nothing(
     assert result(run) == result(without_one)
     charged = books(run)[1]
     assert len(charged[chosen - 1]) == len(books(without_one)[1][chosen - 1]) - 2  # one release for each unit
+
+
+@pytest.mark.parametrize("schema", [0, 2])
+def test_a_fleet_of_another_version_is_named_as_the_reason_and_nothing_is_charged(
+    schema: int, six_users: Path, tmp_path: Path
+) -> None:
+    run = start_run(tmp_path, six_users)
+
+    def on_question(asked: Manifest, node: int, question: Message) -> None:
+        manifest = json.dumps({**json.loads(asked.to_json()), "schema": schema})
+        question.content["config"] = ConfigRecord({"manifest": manifest})
+
+    with pytest.raises(RunError, match="the popularity count got 0 of 6 replies: 6 schema"):
+        server(run).run(Network(run, on_question=on_question))
+    assert charges(run) == []

@@ -114,9 +114,11 @@ def test_signed_nonsense_is_refused(content: bytes) -> None:
         signed(content)
 
 
-@pytest.mark.parametrize("schema", [0, 2, "1", None])
-def test_another_schema_is_refused(adapter: Path, schema: Any) -> None:
-    with pytest.raises(AdapterError, match="this version reads 1; update homerank"):
+@pytest.mark.parametrize(
+    ("schema", "said"), [(2, "update homerank on this device"), *((s, "the server is behind") for s in (0, "1", None))]
+)
+def test_another_schema_is_refused_with_who_should_update(adapter: Path, schema: Any, said: str) -> None:
+    with pytest.raises(AdapterError, match=f"found schema {schema!r}; this version reads 1; {said}"):
         signed(facts_of(adapter, 1, schema=schema))
 
 
@@ -251,8 +253,10 @@ def test_a_release_must_be_for_the_same_items_backbone_and_schema(release: Path)
         require_fits(found, catalogue="d" * 64, backbone=BACKBONE)
     with pytest.raises(AdapterError, match=r"another backbone \(bbbbbbbbbbbb\); expected dddddddddddd"):
         require_fits(found, catalogue=CATALOGUE, backbone="d" * 64)
-    with pytest.raises(AdapterError, match=f"adapter schema {ADAPTER_SCHEMA + 1}; this version reads {ADAPTER_SCHEMA}"):
-        require_fits(replace(found, adapter_schema=ADAPTER_SCHEMA + 1), catalogue=CATALOGUE, backbone=BACKBONE)
+    for schema, said in ((ADAPTER_SCHEMA + 1, "update homerank on this device"), (ADAPTER_SCHEMA - 1, "the server is")):
+        why = rf"adapter schema {schema}; this version reads {ADAPTER_SCHEMA} \(.* homerank 0\.1\.0\); {said}"
+        with pytest.raises(AdapterError, match=why):
+            require_fits(replace(found, adapter_schema=schema), catalogue=CATALOGUE, backbone=BACKBONE)
 
 
 # --- keys --------------------------------------------------------------------------------------------------
