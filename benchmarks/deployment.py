@@ -18,7 +18,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -36,6 +36,7 @@ from benchmarks.relay import Passed, Relays
 from client.door import wire
 from client.door.lock import default_socket
 from client.door.sent import read_sent
+from server.aggregation import trained_names
 from server.budget import quantile_weight
 from server.deployment import initialise
 from server.journal import JOURNAL, Journal
@@ -102,8 +103,8 @@ def round_rows(steps: list[Step], devices: list[Device]) -> list[str]:
         cells = (
             f"{phase} {number}",
             f"{seconds:.1f}",
-            f"{step.row['accepted']}",
-            f"{json.dumps(step.row['refused']) if step.row['refused'] else '-'}",
+            f"{step.row.get('accepted', '-')}",
+            json.dumps(refused) if (refused := step.row.get("refused")) else "-",
             f"{statistics.mean(one.down for one in passed) / 1000:.1f}",
             f"{statistics.mean(one.up for one in passed) / 1000:.1f}",
             f"{statistics.mean(sent) / 1000:.1f}" if sent else "-",
@@ -125,7 +126,8 @@ def idle_rows(devices: list[Device], relays: Relays, *, seconds: float) -> list[
     groups: dict[str, list[psutil.Process]] = {}
     for device in devices:
         for process in device.processes():
-            groups.setdefault(role_of(process.cmdline()), []).append(process)
+            with suppress(psutil.Error):  # a ClientApp that has just ended
+                groups.setdefault(role_of(process.cmdline()), []).append(process)
     before, meter = [passed.copy() for passed in relays.passed], Meter(groups)
     sleep(seconds)
     cost, count, minutes = meter.read(), len(devices), meter.seconds / 60
@@ -142,7 +144,8 @@ def training_question(out: Path) -> RecordDict:
     config, catalogue = load_config(out / "config.toml"), load_catalogue(out / "items.jsonl")
     runtime = runtime_for(config, catalogue)
     start = AdapterState({**runtime.start.arrays, POPULARITY: np.zeros(len(catalogue), dtype=np.float32)})
-    clip = config.training.update_clip
+    clip = config.privacy.user_clip
+    names = trained_names(config.federation.aggregation, round_number=1, names=list(runtime.start))
     settings = {
         **public_settings(config),
         "noise": Noise("none", "aggregate", "device", 1).to_dict(),
@@ -159,7 +162,7 @@ def training_question(out: Path) -> RecordDict:
         backbone=runtime.backbone.digest,
         catalogue=catalogue.fingerprint,
         shapes=start.shapes,
-        reply=dict(runtime.start.shapes),
+        reply={name: runtime.start.shapes[name] for name in names},
         settings=settings,
     )
     return encode_request(manifest, start)

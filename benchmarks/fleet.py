@@ -255,7 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--devices", type=int, nargs="+", default=[50, 100, 200, 400, 1000])
     parser.add_argument("--rounds", type=int, nargs="*", default=[50, 100], help="at which of these a round is run")
-    parser.add_argument("--entries", type=int, default=40_000, help="floats in a message, each way")
+    parser.add_argument("--entries", type=int, default=150_000, help="floats in a message, each way")
     parser.add_argument("--seconds", type=float, default=12.0, help="of each measurement of waiting devices")
     parser.add_argument("--joins", type=float, default=25.0, help="devices that come online in a second")
     parser.add_argument("--limit", type=float, default=170.0, help="seconds after which no stage begins")
