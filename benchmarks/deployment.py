@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="further settings of the run", metavar="KEY=VALUE")
     parser.add_argument("--idle", type=float, default=30.0, help="seconds for which the devices are left alone")
     parser.add_argument("--tries", type=int, default=5, help="starts of the thin app")
-    parser.add_argument("--limit", type=float, default=200.0, help="seconds for the rounds")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds for the rounds")
     chosen = parser.parse_args()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine}, load {os.getloadavg()[0]:.1f}")
