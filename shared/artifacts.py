@@ -107,6 +107,8 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
     except (OSError, SafetensorError, TypeError, KeyError) as error:  # the last two: a dtype numpy has not
         raise AdapterError(f"{path}: found no usable safetensors file ({error})") from None
     for name, array in arrays.items():
+        if array.dtype.type.__module__ != "numpy":  # kinds that another package may have taught numpy
+            raise AdapterError(f"{path}: found no usable safetensors file ({name} is of type {array.dtype})")
         if not np.isfinite(array).all():
             raise AdapterError(f"{path}: {name} holds NaN or infinity")
     return arrays

@@ -43,6 +43,7 @@ from shared.secagg.messages import (
     read_masked,
     read_reply,
 )
+from shared.terminal import wait_until
 from tests.client.small_device import ANYTHING, CAREFUL, EVENT, OPEN, AdapterState, question, rows, tiny_runtime
 from tests.client.small_door import NOT_A_QUESTION, InProcess, charges, only_reply, person, refused, say
 
@@ -479,6 +480,7 @@ def test_one_profile_has_one_door_and_a_socket_one_profile(open_at: OpenDoor, tm
         Door(door.profile, limits=RICH).start()
     with pytest.raises(DeploymentError, match="another process serves"):
         Door(other, limits=RICH, path=door.path).start()
+    assert wait_until(lambda: door.status().state == "idle", timeout=10)  # it looked who is there, and hung up
     assert code_for(door) is None
     with open_door(door.profile, limits=RICH, policy=FAST) as found:
         assert found == (door.path, False)
