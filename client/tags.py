@@ -55,6 +55,10 @@ class TagTable:
         """Number of items N."""
         return len(self.start) - 1
 
+    def __contains__(self, name: str) -> bool:
+        """Whether an item has this tag, whatever its capitals."""
+        return name.casefold() in self._index
+
     def index(self, name: str) -> int:
         """Column of a tag, whatever its capitals; CatalogueError with the nearest name when no item has it."""
         found = self._index.get(name.casefold())

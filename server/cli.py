@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from server import cli_care, cli_devices, cli_release, cli_rounds
-from server.cli_options import AsJson, Folder, note
+from server.cli_options import AsJson, CatalogueFile, ConfigFile, Devices, Folder, Out, Settings, note, planned
 from shared.terminal import emit_json, run_cli
 
 app = typer.Typer(
@@ -81,21 +81,12 @@ def register(
 @app.command()
 def run(
     folder: Folder,
-    catalogue: Annotated[
-        Path, typer.Option(help="The items file: csv, jsonl or parquet (see docs/data.md).", metavar="FILE")
-    ],
+    catalogue: CatalogueFile,
     rounds: Annotated[int | None, typer.Option(min=1, help="How many rounds to run.")] = None,
-    devices: Annotated[int, typer.Option(min=1, help="Wait until so many devices are connected.")] = 1,
-    config: Annotated[
-        Path | None, typer.Option(help="Configuration file (TOML) of the federation.", metavar="FILE")
-    ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="One setting, section.key=value; may be repeated.", metavar="KEY=VALUE"),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where the run is saved; DIR/run unless given.", metavar="FOLDER")
-    ] = None,
+    devices: Devices = 1,
+    config: ConfigFile = None,
+    setting: Settings = None,
+    out: Out = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds the whole run may take.")] = 24 * 3600.0,
     as_json: AsJson = False,
 ) -> None:
@@ -112,11 +103,7 @@ def run(
 
     # Absolute, because the ServerApp runs in the deployment folder.
     target = (out or folder / "run").expanduser().resolve()
-    assignments = [
-        *(setting or []),
-        *([f"federation.rounds={rounds}"] if rounds else []),
-        f"federation.minimum_devices={devices}",
-    ]
+    assignments = planned(setting, rounds=rounds, devices=devices)
     prepare_run(target, catalogue=catalogue, config=config, assignments=assignments)
     run_id = run_rounds(folder, run_config=run_settings(Deployment.at(folder), target), timeout=timeout, on_line=note)
     if as_json:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli_options import AsJson, Folder, note
+from server.cli_options import AsJson, CatalogueFile, ConfigFile, Devices, Folder, Out, Settings, note, planned
 from shared.terminal import emit_json
 
 if TYPE_CHECKING:
@@ -29,21 +28,12 @@ def add_commands(app: typer.Typer) -> None:
 @rounds.command()
 def start(
     folder: Folder,
-    catalogue: Annotated[
-        Path, typer.Option(help="The items file: csv, jsonl or parquet (see docs/data.md).", metavar="FILE")
-    ],
+    catalogue: CatalogueFile,
     count: Annotated[int | None, typer.Option("--rounds", min=1, help="How many rounds to run.")] = None,
-    devices: Annotated[int, typer.Option(min=1, help="Wait until so many devices are connected.")] = 1,
-    config: Annotated[
-        Path | None, typer.Option(help="Configuration file (TOML) of the federation.", metavar="FILE")
-    ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="One setting, section.key=value; may be repeated.", metavar="KEY=VALUE"),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where the run is saved; DIR/run unless given.", metavar="FOLDER")
-    ] = None,
+    devices: Devices = 1,
+    config: ConfigFile = None,
+    setting: Settings = None,
+    out: Out = None,
     patience: Patience = 600.0,
     as_json: AsJson = False,
 ) -> None:
@@ -64,11 +54,7 @@ def start(
             f"found unfinished rounds in {known.folder}; finish them with `homerank-server rounds resume`, or give"
             f" --out {known.folder}"
         )
-    assignments = [
-        *(setting or []),
-        *([f"federation.rounds={count}"] if count else []),
-        f"federation.minimum_devices={devices}",
-    ]
+    assignments = planned(setting, rounds=count, devices=devices)
     prepare_run(target, catalogue=catalogue, config=config, assignments=assignments)
     _go_on(deployment, Experiment(str(target), "running").keep(deployment), patience, as_json)
 

@@ -164,8 +164,7 @@ def slate_settings(person: Person, asked: RecommendIn) -> SlateSettings:
 
 def known_edits(shop: Shop) -> dict[str, float]:
     """The person's factors of tags that this catalogue has."""
-    known = {name.casefold() for name in shop.tags.names}
-    return {tag: factor for tag, factor in shop.journal.interests().items() if tag.casefold() in known}
+    return {tag: factor for tag, factor in shop.journal.interests().items() if tag in shop.tags}
 
 
 def item_index(shop: Shop, item: str) -> int:

@@ -1,6 +1,6 @@
 """The personal part as the service holds it: learned from the person's own events, kept in one private file.
 
-Learned anew when the service starts, an adapter comes, or the person switches it on; see `client.personal`.
+Learned anew when an adapter comes and when the person switches it on; see `client.personal`.
 """
 
 from __future__ import annotations
